@@ -1,0 +1,65 @@
+# make demo      an example run and its report, from nothing but Python
+# make test      the tests (slow ones and those against other libraries: see CONTRIBUTING.md)
+# make lint      style, floors and types
+# make docs      the documentation site, in site/
+# make bench     benchmarks
+# make oracles   the libraries that `pytest -m against` compares with
+# make clean     remove what the commands made; the environment in .venv stays
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+DEMO_STAMP := .venv/.demo-stamp
+DEV_STAMP := .venv/.dev-stamp
+SOURCES := $(shell find src -name '*.py')
+
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: demo test lint style floors types docs bench oracles clean
+
+demo: $(DEMO_STAMP)
+	$(BIN)/afterfit demo --out runs/demo
+
+test: $(DEV_STAMP)
+	$(BIN)/python -m pytest
+
+lint: style floors types
+
+style: $(DEV_STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+floors: $(DEV_STAMP)
+	$(BIN)/lint-imports
+
+types: $(DEV_STAMP)
+	$(BIN)/pyright
+
+docs: $(DEV_STAMP)
+	$(BIN)/mkdocs build --strict
+
+bench: $(DEV_STAMP)
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+oracles: $(DEV_STAMP)
+	$(PIP) -r requirements-oracles.txt
+	$(BIN)/python -m pip uninstall -qq -y torchvision
+
+clean:
+	rm -rf runs dist build site .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	find . -name __pycache__ -not -path './.venv/*' -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+# The demo needs no development tools. Where they are installed, afterfit is too, editable: leave it so.
+$(DEMO_STAMP): pyproject.toml constraints.txt $(SOURCES) | $(BIN)/python
+	@if [ -f $(DEV_STAMP) ]; then $(MAKE) --no-print-directory $(DEV_STAMP); \
+	else echo "Installing afterfit into .venv (once)"; $(PIP) .; fi
+	@touch $@
+
+$(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing afterfit and its development tools into .venv (once)"
+	@$(PIP) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,190 @@
+"""The command line: ``afterfit labels``, ``afterfit demo``, ``afterfit cite``."""
+
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from afterfit.cli.demo import digits, train_network
+from afterfit.cli.factory import FactoryError, load_trained
+from afterfit.evaluate.threshold import budget_cut, expected_false_discovery_cut, otsu_cut
+from afterfit.influence import baselines
+from afterfit.influence.gex import GEX, published
+from afterfit.workflows.label_run import LabelRun, run_labels
+from afterfit.workflows.trained import Trained
+from afterfit.workflows.verify import verify
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Post-hoc analysis of trained networks: which training labels are wrong.",
+)
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+SCORES = {
+    "loss": baselines.loss_scores,
+    "margin": baselines.margin_scores,
+    "entropy": baselines.entropy_scores,
+    "confidence": baselines.self_confidence_scores,
+    "gradient-norm": baselines.gradient_norm_scores,
+}
+
+Out = Annotated[Path, typer.Option(help="Folder of the run; a run that was killed goes on.")]
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")]
+
+
+def _cut(text: str) -> Any:
+    """Read 'otsu', 'fdr:0.1' or 'budget:200'."""
+    name, _, value = text.partition(":")
+    try:
+        if name == "otsu" and not value:
+            return otsu_cut
+        if name == "fdr":
+            return partial(expected_false_discovery_cut, rate=float(value))
+        if name == "budget":
+            return partial(budget_cut, budget=int(value))
+    except ValueError:
+        pass
+    message = f"--cut is '{text}', expected 'otsu', 'fdr:RATE' or 'budget:NUMBER'"
+    raise ValueError(message)
+
+
+def _rate(text: str) -> Any:
+    try:
+        return "auto" if text == "auto" else float(text)
+    except ValueError:
+        message = f"--learning-rate is '{text}', expected 'auto' or a number"
+        raise ValueError(message) from None
+
+
+@app.command()
+def labels(  # noqa: PLR0913
+    factory: Annotated[
+        str, typer.Argument(help="FILE.py or FILE.py:FUNCTION, returning afterfit.Trained(...).")
+    ],
+    out: Out = Path("runs/labels"),
+    method: Annotated[
+        str, typer.Option(help=f"gex, gex-published, or a simple score: {', '.join(SCORES)}.")
+    ] = "gex",
+    cut: Annotated[
+        str, typer.Option(help="Where to cut: otsu, fdr:RATE, or budget:NUMBER.")
+    ] = "otsu",
+    members: Annotated[int, typer.Option(help="Members of the ensemble (GEX).")] = 8,
+    learning_rate: Annotated[
+        str, typer.Option(help="Peak rate of the ensemble, or auto (GEX).")
+    ] = "auto",
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Cost at the most, in epochs (GEX); by default the factory's epochs."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples of one training step (GEX).")] = 128,
+    seed: Seed = 0,
+    threads: Threads = 0,
+) -> None:
+    """Rank the training labels by how probably they are wrong, and write a report."""
+    _set_threads(threads)
+    trained = load_trained(factory)
+    cost = trained.epochs if budget is None else budget
+    if method == "gex":
+        chosen: Any = GEX(
+            members=members, learning_rate=_rate(learning_rate), budget=cost,
+            batch_size=batch_size, seed=seed,
+        )  # fmt: skip
+    elif method == "gex-published":
+        chosen = published(members=members, seed=seed)
+    elif method in SCORES:
+        chosen = SCORES[method]
+    else:
+        message = f"--method is '{method}', expected gex, gex-published, {', '.join(SCORES)}"
+        raise ValueError(message)
+    _tell(run_labels(trained, out, chosen, _cut(cut), f"Labels of {factory}", _say), trained)
+
+
+@app.command()
+def demo(
+    out: Out = Path("runs/demo"),
+    seed: Seed = 0,
+    threads: Threads = 0,
+) -> None:
+    """Train a small conv net on digits with 10 % wrong labels, and find them."""
+    _set_threads(threads)
+    _say("training a conv net on 1,200 digits, 120 of them with a wrong label")
+    trained = digits(seed)
+    run = run_labels(trained, out, GEX(seed=seed, budget=trained.epochs), title="Digits", say=_say)
+    _tell(run, trained)
+    _say("training again without the flagged samples")
+    kept = {"flagged removed": run.analysis.kept}
+    retrained = verify(lambda data: train_network(data, 60, seed), trained.batches(), trained.test, kept)
+    for name, row in retrained.iterrows():
+        console.print(f"  {name}: {row['samples']} samples, test accuracy {row['test_accuracy']:.3f}")
+    console.print(f"report: {run.report}")
+
+
+@app.command()
+def cite() -> None:
+    """Print what to cite."""
+    console.print(GEX.reference)
+
+
+def _set_threads(threads: int) -> None:
+    if threads < 0:
+        message = f"--threads is {threads}, expected 0 or more"
+        raise ValueError(message)
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _say(line: str) -> None:
+    errors.print(Text(line, style="dim"))
+
+
+def _tell(run: LabelRun, trained: Trained) -> None:
+    """Print the worst labels, the figures, and where the report is."""
+    table = Table(title="most suspicious labels")
+    for column in ("rank", "id", "given", "suggested", "confidence", "score", "± stderr"):
+        table.add_column(column, justify="right")
+    for row in run.analysis.issues.head(10).to_dict("records"):
+        table.add_row(
+            str(row["rank"]), str(row["id"]), _named(row["given"], trained),
+            _named(row["suggested"], trained), f"{row['confidence']:.2f}",
+            f"{row['score']:.3g}", f"{row['stderr']:.2g}",
+        )  # fmt: skip
+    console.print(table)
+    cut = run.analysis.cut
+    console.print(
+        f"{int(cut.is_issue.sum())} of {len(cut.is_issue)} labels flagged ({cut.name}); estimated "
+        f"share of wrong labels {cut.expected_wrong:.1%}"
+    )
+    if run.figures:
+        console.print(", ".join(f"{name} {value:.4f}" for name, value in run.figures.items()))
+    console.print(f"report: {run.report}", soft_wrap=True)
+
+
+def _named(label: Any, trained: Trained) -> str:
+    if isinstance(label, int) and 0 <= label < len(trained.classes):
+        return trained.classes[label]
+    return f"{label:.4g}" if isinstance(label, float) else str(label)
+
+
+def main() -> None:
+    """Run the command line; what goes wrong is told in one line, without a traceback."""
+    warnings.showwarning = lambda message, *_, **__: errors.print(
+        Text.assemble(("warning: ", "yellow"), str(message)), soft_wrap=True
+    )
+    try:
+        app()
+    except (FactoryError, ValueError, TypeError, RuntimeError, OSError, FloatingPointError) as error:
+        errors.print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        errors.print("stopped; run the same command again to go on")
+        raise SystemExit(130) from None

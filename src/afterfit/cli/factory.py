@@ -1,0 +1,69 @@
+"""Reads the user's factory file: Python that returns the trained network and its data."""
+
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from afterfit.workflows.trained import Trained
+
+
+class FactoryError(Exception):
+    """The factory file cannot be used; the message says where and why."""
+
+
+def load_trained(spec: str) -> Trained:
+    """Call the factory named ``path/to/file.py`` or ``path/to/file.py:function``.
+
+    Raises
+    ------
+    FactoryError
+        If the file is missing or fails, has no such function, or returns something else.
+    """
+    path_text, _, name = spec.partition(".py:")
+    path = Path(path_text + ".py" if name else spec)
+    name = name or "factory"
+    if not path.is_file():
+        message = f"{path} does not exist, expected a Python file with a function '{name}'"
+        raise FactoryError(message)
+    module = _imported(path)
+    function = getattr(module, name, None)
+    if not callable(function):
+        message = f"{path} has no function '{name}'; write 'def {name}(): ... return Trained(...)'"
+        raise FactoryError(message)
+    try:
+        returned = function()
+    except Exception as error:
+        raise FactoryError(_told(error, path)) from error
+    if not isinstance(returned, Trained):
+        message = (
+            f"{path}: {name}() returned a {type(returned).__name__}, expected afterfit.Trained("
+            "module, train, ...)"
+        )
+        raise FactoryError(message)
+    return returned
+
+
+def _imported(path: Path) -> Any:
+    """Import the file, with its own folder on the path as if it were run."""
+    spec = importlib.util.spec_from_file_location(f"factory_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        message = f"{path} cannot be imported as Python"
+        raise FactoryError(message)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise FactoryError(_told(error, path)) from error
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def _told(error: Exception, path: Path) -> str:
+    """Name the line of the user's file, not of ours."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
+    where = f"{path}, line {frames[-1].lineno}" if frames else str(path)
+    return f"{where}: {type(error).__name__}: {error}"

@@ -1,0 +1,185 @@
+"""Where to cut scores so that the samples above the cut are the ones to look at."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from afterfit.evaluate.separation import otsu, two_component_mixture
+
+Transform = Callable[[Tensor], Tensor]
+"""An increasing function; the square root turns self-influence into a spread of the loss."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A cut through scores; large scores are suspicious.
+
+    Attributes
+    ----------
+    is_issue
+        True where the score lies above the threshold. Equal scores are never parted.
+    threshold
+        In the units of the scores.
+    expected_wrong
+        Estimated share of wrong labels in the whole set, not only among the flagged.
+    separability
+        Share of the variance of the transformed scores that two groups explain, see `otsu`.
+        About 0.64 to 0.75 is what scores show that do not fall into groups.
+    name
+        Which cut this is, for tables and reports.
+    """
+
+    is_issue: Bool[Tensor, "N"]
+    threshold: float
+    expected_wrong: float
+    separability: float
+    name: str
+
+
+def otsu_cut(scores: Float[Tensor, "N"], transform: Transform = torch.sqrt) -> Cut:
+    """Flag the upper of the two groups that explain most variance.
+
+    It always finds two groups unless all scores are equal: look at `separability` before you
+    believe that there are two.
+
+    References
+    ----------
+    Otsu (1979), A threshold selection method from gray-level histograms.
+    doi:10.1109/TSMC.1979.4310076
+
+    Examples
+    --------
+    >>> otsu_cut(torch.tensor([0.1, 0.2, 0.1, 9.0])).is_issue
+    tensor([False, False, False,  True])
+    """
+    transformed = _transformed(scores, transform)
+    split = otsu(transformed)
+    num = round(split.fraction_above * len(scores))
+    return _cut(scores, num, split.fraction_above, split.separability, "Otsu")
+
+
+def expected_false_discovery_cut(
+    scores: Float[Tensor, "N"], rate: float, transform: Transform = torch.sqrt
+) -> Cut:
+    """Flag as many samples as possible while the expected share of clean ones stays below a rate.
+
+    Two Gaussians are fitted to the transformed scores. The chance to belong to the upper one,
+    made to never fall as the score rises, is the chance of a wrong label; the largest scores are
+    flagged as long as the mean chance of being clean among them is at most `rate`. When one
+    Gaussian describes the scores as well (no gain in BIC), nothing is flagged. A single but skewed
+    group also looks like two Gaussians: check `separability`, as for `otsu_cut`.
+
+    References
+    ----------
+    Efron, Tibshirani, Storey and Tusher (2001), Empirical Bayes analysis of a microarray
+    experiment, JASA 96. doi:10.1198/016214501753382129
+    Newton, Noueiry, Sarkar and Ahlquist (2004), Detecting differential gene expression with a
+    semiparametric hierarchical mixture method, Biostatistics 5. doi:10.1093/biostatistics/5.2.155
+
+    Examples
+    --------
+    >>> scores = torch.cat([torch.linspace(0.1, 0.3, 90), torch.linspace(8, 9, 10)])
+    >>> int(expected_false_discovery_cut(scores, rate=0.05).is_issue.sum())
+    10
+    """
+    if not 0 < rate < 1:
+        msg = f"rate is {rate}, expected between 0 and 1: pass 0.1 to allow one clean sample in ten"
+        raise ValueError(msg)
+    transformed = _transformed(scores, transform)
+    wrong = _chance_of_wrong(transformed)
+
+    ranked = _on_cpu(scores).sort(descending=True, stable=True)
+    clean = (1 - wrong[ranked.indices]).cumsum(0) / torch.arange(1, len(scores) + 1)
+    allowed = ((clean <= rate) & _ends_of_ties(ranked.values)).nonzero().flatten()
+    num = int(allowed[-1]) + 1 if len(allowed) else 0
+    name = f"expected false discovery rate {rate:g}"
+    return _cut(scores, num, float(wrong.mean()), otsu(transformed).separability, name)
+
+
+def budget_cut(
+    scores: Float[Tensor, "N"], budget: int, transform: Transform = torch.sqrt
+) -> Cut:
+    """Flag the `budget` largest scores, fewer where a tie at the cut would have to be parted.
+
+    The share of wrong labels does not follow from a budget; the one given is that of `otsu_cut`.
+
+    Examples
+    --------
+    >>> budget_cut(torch.tensor([0.1, 0.4, 0.4, 9.0]), budget=2).is_issue
+    tensor([False, False, False,  True])
+    """
+    if not 0 <= budget <= len(scores):
+        msg = (
+            f"budget is {budget}, expected between 0 and {len(scores)}, the number of scores: "
+            "pass how many samples will be inspected"
+        )
+        raise ValueError(msg)
+    split = otsu(_transformed(scores, transform))
+    ranked = _on_cpu(scores).sort(descending=True).values
+    ends = _ends_of_ties(ranked)[:budget].nonzero().flatten()
+    num = int(ends[-1]) + 1 if len(ends) else 0
+    if num == len(scores) and ranked[0] == ranked[-1]:
+        num = 0
+    return _cut(scores, num, split.fraction_above, split.separability, f"budget {budget}")
+
+
+def _chance_of_wrong(transformed: Tensor) -> Tensor:
+    """Chance to come from the upper of two Gaussians, never falling as the value rises."""
+    if len(transformed) < 4 or transformed.min() == transformed.max():
+        return torch.zeros_like(transformed)
+    mixture = two_component_mixture(transformed)
+    if mixture.bic_gain <= 0:
+        return torch.zeros_like(transformed)
+
+    # The wider Gaussian wins at both ends: below the mean of the lower one that means nothing.
+    ascending = transformed.sort()
+    chance = mixture.posterior(ascending.values)
+    chance[ascending.values < mixture.means[0]] = 0.0
+    return torch.empty_like(chance).scatter_(0, ascending.indices, chance.cummax(0).values)
+
+
+def _ends_of_ties(ranked: Tensor) -> Tensor:
+    """True at the last of each run of equal scores."""
+    return torch.cat([ranked[1:] != ranked[:-1], torch.ones(1, dtype=torch.bool)])
+
+
+def _cut(scores: Tensor, num: int, expected_wrong: float, separability: float, name: str) -> Cut:
+    """The cut that flags the `num` largest scores, of which none ties with one left behind."""
+    values = _on_cpu(scores)
+    ranked = values.sort(descending=True).values
+    if num == 0:
+        threshold = float(ranked[0])
+    elif num == len(ranked):
+        threshold = float(torch.nextafter(ranked[-1], ranked.new_tensor(-torch.inf)))
+    else:
+        middle = float((ranked[num - 1] + ranked[num]) / 2)
+        threshold = middle if middle < ranked[num - 1] else float(ranked[num])
+    is_issue = (values > threshold).to(scores.device)
+    return Cut(is_issue, threshold, expected_wrong, separability, name)
+
+
+def _transformed(scores: Tensor, transform: Transform) -> Tensor:
+    """The scores on the scale where they are cut, in float64."""
+    if scores.ndim != 1 or len(scores) < 2:
+        msg = (
+            f"scores have shape {tuple(scores.shape)}, expected (N,) with N >= 2: "
+            "pass one score per sample"
+        )
+        raise ValueError(msg)
+    transformed = transform(_on_cpu(scores))
+    if not bool(transformed.isfinite().all()):
+        num = int((~transformed.isfinite()).sum())
+        msg = (
+            f"{num} of {len(scores)} scores are not finite after the transform (smallest score "
+            f"{float(scores.min()):.4g}), expected finite numbers: leave NaN scores out, and for "
+            "scores below 0 pass another increasing transform, torch.asinh for one"
+        )
+        raise ValueError(msg)
+    return transformed
+
+
+def _on_cpu(scores: Tensor) -> Tensor:
+    return scores.detach().cpu().double()

@@ -1,0 +1,35 @@
+"""Influence of samples: by covariance of losses, by gradients, and the simple scores beside them."""
+
+from afterfit.influence.covariance import (
+    LossTable,
+    Scores,
+    covariance,
+    floored_secant,
+    level,
+    mean_move,
+    second_moment,
+    secant,
+)
+from afterfit.influence.gex import GEX, published, quiet, to_stderr
+from afterfit.influence.loss_covariance import CovarianceInfluence, LossCovariance
+from afterfit.influence.table import member_losses, seen_losses, tangents
+
+__all__ = [
+    "GEX",
+    "CovarianceInfluence",
+    "LossCovariance",
+    "LossTable",
+    "Scores",
+    "covariance",
+    "floored_secant",
+    "level",
+    "mean_move",
+    "member_losses",
+    "published",
+    "quiet",
+    "second_moment",
+    "seen_losses",
+    "secant",
+    "tangents",
+    "to_stderr",
+]

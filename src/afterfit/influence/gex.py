@@ -1,0 +1,250 @@
+"""GEX: influence from true losses over a geometric ensemble.
+
+Kim, Kim and Yang 2023, "GEX: A flexible method for approximating influence via Geometric
+Ensemble", NeurIPS. The influence function is the covariance of *linearized* losses over Laplace's
+posterior (their section 3); GEX takes the losses as they are, over parameters that SGD reaches.
+"""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, final
+
+from torch.utils.data import DataLoader
+
+from afterfit.influence.covariance import (
+    Moment,
+    Move,
+    covariance,
+    floored_secant,
+    level,
+    mean_move,
+    second_moment,
+    secant,
+)
+from afterfit.influence.loss_covariance import CovarianceInfluence, LossCovariance, Recorded
+from afterfit.problem.data import Augment, Batches, TrainingStream
+from afterfit.problem.ensemble import MemberStore, MemoryStore, Store, settings_key
+from afterfit.problem.problem import Problem
+from afterfit.sampling.forecast import forecast, within_budget
+from afterfit.sampling.geometric import GeometricEnsemble, reference
+from afterfit.sampling.temperature import RateSearch, Trial, find_learning_rate
+
+Say = Callable[[str], None]
+
+
+def to_stderr(line: str) -> None:
+    """Tell how long work goes on."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def quiet(line: str) -> None:
+    """Tell nothing."""
+
+
+@final
+@dataclass(frozen=True)
+class GEX:
+    """Influence by true losses over a geometric ensemble, with settings that find themselves.
+
+    Parameters
+    ----------
+    members, steps, chains, seed
+        As in :class:`~afterfit.sampling.GeometricEnsemble`; ``steps=None`` is two epochs a member.
+    learning_rate
+        The temperature: ``"auto"`` searches for the rate at which the losses fall into two groups
+        most clearly (:mod:`afterfit.sampling.temperature`); or a number.
+    batch_size, augment
+        How members train, unless ``fit`` is given a loader of its own.
+    losses
+        Self-influence from losses at the ``"members"``, those ``"seen"`` in training, or ``"both"``.
+    move, moment
+        Of self-influence: see :mod:`afterfit.influence.covariance`. :func:`published` has the
+        paper's.
+    cross_move, cross_moment
+        Of influence between samples; the covariance by default, whose sign does not depend on
+        whether the members are better or worse than the trained network.
+    budget
+        Cost at the most, in epochs of training: members, trials and steps are taken away to fit.
+    max_trials, cap
+        Of the search for the rate: members to try, and the largest median loss in nats.
+    sampler
+        The rest of the sampler's settings: schedule, optimizer, clipping, restarts, BatchNorm.
+
+    References
+    ----------
+    Kim, Kim and Yang 2023, "GEX: A flexible method for approximating influence via Geometric
+    Ensemble", NeurIPS, section 4.
+    """
+
+    members: int = 8
+    steps: int | None = None
+    learning_rate: float | Literal["auto"] = "auto"
+    batch_size: int = 128
+    augment: Augment | None = None
+    chains: int = 1
+    seed: int = 0
+    losses: Recorded = "both"
+    move: Move = level
+    moment: Moment = mean_move
+    cross_move: Move = secant
+    cross_moment: Moment = covariance
+    budget: float | None = None
+    max_trials: int = 6
+    cap: float | None = None
+    sampler: GeometricEnsemble = GeometricEnsemble()
+
+    reference = "Kim, Kim and Yang 2023, GEX: A flexible method for approximating influence via Geometric Ensemble, NeurIPS"  # noqa: E501
+
+    def __post_init__(self) -> None:
+        if self.learning_rate != "auto" and not (
+            isinstance(self.learning_rate, (int, float)) and self.learning_rate > 0
+        ):
+            message = (
+                f"GEX: learning_rate is {self.learning_rate!r}, expected 'auto' or a number above 0"
+            )
+            raise ValueError(message)
+        self._template()
+
+    def _template(self) -> GeometricEnsemble:
+        rate = self.sampler.learning_rate if self.learning_rate == "auto" else self.learning_rate
+        return replace(
+            self.sampler,
+            members=self.members,
+            steps=self.steps,
+            chains=self.chains,
+            seed=self.seed,
+            learning_rate=float(rate),
+        )
+
+    def fit(
+        self,
+        problem: Problem,
+        train: Batches,
+        fit: TrainingStream | DataLoader[Any] | None = None,
+        folder: Path | str | None = None,
+        say: Say = quiet,
+    ) -> CovarianceInfluence:
+        """Find the rate, make the members, and observe the losses of the training data.
+
+        Parameters
+        ----------
+        train
+            The training data with its labels as given, not augmented: what gets a score.
+        fit
+            What the members train on: a :class:`~afterfit.problem.TrainingStream`, or the user's own
+            loader with its shuffling and augmentation. By default ``train``, with ``augment``.
+        folder
+            Where members and losses are kept as they are made; a run that was killed goes on from
+            there. By default they stay in memory.
+        say
+            Told of the forecast, the trials and each member: :func:`to_stderr`, or any function.
+
+        Raises
+        ------
+        ValueError
+            If targets do not fit the network, a loss is not finite, the folder holds another run,
+            or the budget is too small.
+        """
+        stream = self._stream(train, fit)
+        sampler, trials = self._template(), self.max_trials if self.learning_rate == "auto" else 0
+        if self.budget is not None:
+            sampler, trials = within_budget(sampler, stream, trials, self.budget)
+        cost = forecast(problem, train, stream, sampler, trials, folder=folder is not None)
+        say(f"{sampler.describe(stream)}: {cost}")
+        store = self._store(problem, train, sampler, folder)
+        search = None
+        if self.learning_rate == "auto":
+            search = self._search(problem, train, stream, sampler, trials, folder, store, say)
+            sampler = replace(sampler, learning_rate=search.learning_rate)
+        engine = LossCovariance(
+            sampler, self.losses, move=self.move, moment=self.moment,
+            cross_move=self.cross_move, cross_moment=self.cross_moment,
+        )  # fmt: skip
+        return engine.over(problem, train, stream, store, say=say, search=search, cost=cost)
+
+    def _stream(
+        self, train: Batches, fit: TrainingStream | DataLoader[Any] | None
+    ) -> TrainingStream:
+        if isinstance(fit, TrainingStream):
+            return fit
+        data = train if fit is None else fit
+        return TrainingStream(data, self.batch_size, self.augment)
+
+    def _store(
+        self,
+        problem: Problem,
+        train: Batches,
+        sampler: GeometricEnsemble,
+        folder: Path | str | None,
+    ) -> Store:
+        if folder is None:
+            return MemoryStore()
+        settings = (self.learning_rate, self.max_trials, self.cap, self.batch_size)
+        key = settings_key(problem, train.fingerprint(), sampler.key(), settings)
+        return MemberStore(Path(folder) / "members", key)
+
+    def _search(  # noqa: PLR0913
+        self,
+        problem: Problem,
+        train: Batches,
+        stream: TrainingStream,
+        sampler: GeometricEnsemble,
+        trials: int,
+        folder: Path | str | None,
+        store: Store,
+        say: Say,
+    ) -> RateSearch:
+        """Search for the rate, or read the search of a run that is taken up again."""
+        path = None if folder is None else Path(folder) / "search.json"
+        if path is not None and path.exists() and store.load(0, 0, problem.device) is not None:
+            return _read_search(path)
+        search, made = find_learning_rate(problem, train, stream, sampler, trials, self.cap, say)
+        if not search.found:
+            warnings.warn(
+                "no learning rate keeps the median training loss under "
+                f"{search.cap:.3g} nats: the members may know too little; give learning_rate a "
+                "number, raise cap, or train the network longer",
+                stacklevel=3,
+            )
+        if search.learning_rate in made:
+            store.save(made[search.learning_rate])
+        if path is not None:
+            _write_search(path, search)
+        return search
+
+
+def published(members: int = 32, seed: int = 0) -> GEX:
+    """GEX with the settings of the authors' scripts, their floor of 0.05 and the second moment.
+
+    It is slow (800 steps a member) and the floor hurts on memorized data; it is here so that the
+    paper can be reproduced. The sampler is :func:`afterfit.sampling.reference`.
+    """
+    sampler = reference(seed)
+    return GEX(
+        members=members,
+        steps=sampler.steps,
+        learning_rate=sampler.learning_rate,
+        chains=sampler.chains,
+        seed=seed,
+        losses="members",
+        move=floored_secant(0.05),
+        moment=second_moment,
+        sampler=sampler,
+    )
+
+
+def _write_search(path: Path, search: RateSearch) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(asdict(search), indent=1))
+    temporary.replace(path)
+
+
+def _read_search(path: Path) -> RateSearch:
+    found = json.loads(path.read_text())
+    trials = tuple(Trial(**trial) for trial in found["trials"])
+    return RateSearch(trials, found["cap"], found["learning_rate"])

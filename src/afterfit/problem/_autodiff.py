@@ -1,0 +1,73 @@
+"""A typed door to torch.func that is safe for attention.
+
+Fused attention has no forward-mode derivative and no second reverse-mode one, and the fast path of
+``nn.TransformerEncoderLayer`` has the same defect. Every derivative of the library is taken inside
+:func:`differentiable_attention`, which chooses the plain kernels and puts the settings back.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from afterfit.typing import Params
+
+ScalarOfParams = Callable[..., Tensor]
+
+
+@contextmanager
+def differentiable_attention() -> Iterator[None]:
+    """Use attention kernels that can be differentiated twice and forward, then restore."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def jvp(function: Callable[[Params], Tensor], at: Params, along: Params) -> tuple[Tensor, Tensor]:
+    """Value of ``function`` at a point, and its derivative along a direction."""
+    with differentiable_attention():
+        value, tangent = torch.func.jvp(function, (dict(at),), (dict(along),))[:2]
+    return cast(Tensor, value), cast(Tensor, tangent)
+
+
+def gradient(function: ScalarOfParams, at: Params, *arguments: Any) -> dict[str, Tensor]:
+    """Gradient of a scalar function with respect to its first argument, a dict of tensors."""
+    with differentiable_attention():
+        return cast(dict[str, Tensor], torch.func.grad(function)(dict(at), *arguments))
+
+
+def hessian_product(
+    function: Callable[[Params], Tensor], at: Params, along: Params
+) -> dict[str, Tensor]:
+    """Hessian of a scalar function times a direction, forward over reverse."""
+    with differentiable_attention():
+        derivative = torch.func.jvp(torch.func.grad(function), (dict(at),), (dict(along),))[1]
+    return cast(dict[str, Tensor], derivative)
+
+
+def batched_gradients(
+    function: ScalarOfParams, at: Params, arguments: tuple[Any, ...]
+) -> dict[str, Tensor]:
+    """Gradient for each row of ``arguments``: every tensor of the result has a leading axis."""
+    in_dims = (None, *(0 for _ in arguments))
+    with differentiable_attention(), warnings.catch_warnings():
+        # torch loops over the rows for some layers (nn.EmbeddingBag): slower, and as right.
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        per_row = torch.func.vmap(torch.func.grad(function), in_dims=in_dims, randomness="error")
+        return cast(dict[str, Tensor], per_row(dict(at), *arguments))
+
+
+def over_members(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Map ``function(params, inputs)`` over a leading axis of both; dropout differs by member."""
+    return cast(
+        Callable[..., Tensor],
+        torch.func.vmap(function, in_dims=(0, 0), randomness="different"),
+    )

@@ -1,0 +1,118 @@
+"""What an ensemble will cost, told before it starts, and how to keep it within a budget."""
+
+import time
+from dataclasses import dataclass, replace
+from typing import final
+
+from afterfit.problem.data import Batches, TrainingStream
+from afterfit.problem.persample import batch_losses
+from afterfit.problem.problem import Problem
+from afterfit.sampling.geometric import GeometricEnsemble
+from afterfit.sampling.walk import Start, train_alone
+
+_FORWARD_SHARE = 1 / 3  # of the cost of a training pass: one forward against forward and backward
+_FEWEST_MEMBERS = 4
+
+
+@final
+@dataclass(frozen=True)
+class Forecast:
+    """Cost of members and of the search before them.
+
+    Attributes
+    ----------
+    epochs
+        Cost in passes of training over the data, losses of all samples included.
+    seconds
+        Wall-clock time, from three timed steps and one timed batch on this machine.
+    memory, disk
+        Bytes for members and losses, in memory and on disk.
+    """
+
+    epochs: float
+    seconds: float
+    memory: int
+    disk: int
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        return (
+            f"about {self.epochs:.0f} epochs of training, {_told_time(self.seconds)}, "
+            f"{self.memory / 2**20:.1f} MiB of memory, {self.disk / 2**20:.1f} MiB on disk"
+        )
+
+
+def _told_time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def epochs_of(sampler: GeometricEnsemble, fit: TrainingStream, trials: int) -> float:
+    """Cost in training epochs of the members, of the trials of a search, and of their losses."""
+    rule = sampler.rule(fit)
+    members = sampler.members + max(0, trials - 1)
+    return members * (rule.steps * fit.samples_per_step / fit.num_samples + _FORWARD_SHARE)
+
+
+def forecast(
+    problem: Problem,
+    train: Batches,
+    fit: TrainingStream,
+    sampler: GeometricEnsemble,
+    trials: int,
+    *,
+    folder: bool,
+) -> Forecast:
+    """Time a few steps and one batch, and add up."""
+    rule = sampler.rule(fit)
+    start = Start({**problem.params, **problem.buffers}, sampler.seed)
+    steps = replace(rule, steps=3, learning_rate=1e-12)
+    seconds_step = _seconds(lambda: train_alone(problem, [start], fit, steps)) / steps.steps
+    first = train.fetch(next(iter(train)).index)
+    seconds_batch = _seconds(lambda: batch_losses(problem, problem.params, first))
+    members = sampler.members + max(0, trials - 1)
+    state = sum(v.nbytes for v in start.params.values())
+    table = train.num_samples * sampler.members * 12  # losses of members, and seen in float64
+    stored = state * sampler.members + table
+    return Forecast(
+        epochs=epochs_of(sampler, fit, trials),
+        seconds=members * (rule.steps * seconds_step + len(train) * seconds_batch),
+        memory=table + 4 * state if folder else stored + 4 * state,
+        disk=stored if folder else 0,
+    )
+
+
+def _seconds(run) -> float:  # noqa: ANN001
+    run()
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def within_budget(
+    sampler: GeometricEnsemble, fit: TrainingStream, trials: int, budget: float
+) -> tuple[GeometricEnsemble, int]:
+    """Take away members, then trials, then steps, until the cost is within ``budget`` epochs.
+
+    Raises
+    ------
+    ValueError
+        If four members of one epoch, and two trials where there is a search, cost more.
+    """
+    while epochs_of(sampler, fit, trials) > budget:
+        steps, epoch = sampler.rule(fit).steps, round(fit.num_samples / fit.samples_per_step)
+        if sampler.members > _FEWEST_MEMBERS:
+            sampler = replace(sampler, members=sampler.members - 1)
+        elif trials > 3:
+            trials -= 1
+        elif steps > epoch:
+            sampler = replace(sampler, steps=max(epoch, steps * 3 // 4))
+        elif trials > 2:
+            trials -= 1
+        else:
+            message = (
+                f"a budget of {budget:g} epochs is too small: {sampler.members} members of one "
+                f"epoch and {trials} trials cost {epochs_of(sampler, fit, trials):.1f}; raise "
+                "budget, or give learning_rate a number"
+            )
+            raise ValueError(message)
+    return sampler, trials

@@ -1,0 +1,147 @@
+"""The learning rate of a geometric ensemble, found without knowing which labels are wrong.
+
+Too cold and the members stay in the basin that memorized the training set; too hot and they know
+nothing. In between, the losses of the samples fall into two groups, and the rate at which they do so
+most clearly is taken: Otsu's separability of the losses, under a cap on the median loss.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import final
+
+from afterfit.evaluate.separation import otsu
+from afterfit.problem.data import Batches, TrainingStream
+from afterfit.problem.ensemble import Member
+from afterfit.problem.persample import losses
+from afterfit.problem.problem import Problem
+from afterfit.sampling.geometric import GeometricEnsemble
+from afterfit.sampling.walk import Diverged
+
+GRID = tuple(0.4 * 2.0**k for k in range(-9, 5))
+"""Rates that the search may try: 0.0008 to 6.4, each twice the one before."""
+
+_FIRST = GRID.index(0.4)
+
+
+@final
+@dataclass(frozen=True)
+class Trial:
+    """What one member at one rate shows.
+
+    ``separability`` is Otsu's η of the losses (a single normal population has 0.64); ``median`` is
+    the median loss in nats. ``admissible`` says whether the median is under the cap.
+    """
+
+    learning_rate: float
+    separability: float
+    median: float
+    admissible: bool
+
+
+@final
+@dataclass(frozen=True)
+class RateSearch:
+    """All trials of a search, the cap on the median loss in nats, and the rate chosen."""
+
+    trials: tuple[Trial, ...]
+    cap: float
+    learning_rate: float
+
+    @property
+    def found(self) -> bool:
+        """Whether any rate was admissible."""
+        return any(trial.admissible for trial in self.trials)
+
+
+def loss_cap(problem: Problem, train: Batches) -> float:
+    """Half way from the median loss of the trained network to that of a network that knows nothing.
+
+    Raises
+    ------
+    TypeError
+        If the likelihood has no predictor that ignores its input (``PerSample``).
+    """
+    targets = train.targets()
+    nothing = problem.likelihood.loss(problem.likelihood.null_outputs(targets), targets)
+    fitted = losses(problem, train).median()
+    return float(fitted + 0.5 * (nothing.mean() - fitted))
+
+
+def find_learning_rate(
+    problem: Problem,
+    train: Batches,
+    fit: TrainingStream,
+    sampler: GeometricEnsemble,
+    max_trials: int = 6,
+    cap: float | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[RateSearch, dict[float, Member]]:
+    """Climb over the grid of rates, one member each, towards the clearest separation.
+
+    Parameters
+    ----------
+    max_trials
+        Members to make at the most; each costs ``sampler.steps``.
+    cap
+        Largest median loss of the training set, in nats; by default :func:`loss_cap`.
+
+    Returns
+    -------
+    tuple
+        The search, and the members that it made by their rate: the one at the chosen rate is the
+        first member of the ensemble.
+    """
+    limit = loss_cap(problem, train) if cap is None else cap
+    made: dict[float, Member] = {}
+    trials: dict[int, Trial] = {}
+    position: int | None = _FIRST
+    while position is not None and len(trials) < max_trials:
+        rate = GRID[position]
+        trials[position] = _try(problem, train, fit, replace(sampler, learning_rate=rate), limit, made)
+        say(_told(trials[position]))
+        position = _next(trials)
+    best = max(trials.values(), key=_merit)
+    ordered = tuple(trials[k] for k in sorted(trials))
+    return RateSearch(ordered, limit, best.learning_rate), made
+
+
+def _try(
+    problem: Problem,
+    train: Batches,
+    fit: TrainingStream,
+    sampler: GeometricEnsemble,
+    cap: float,
+    made: dict[float, Member],
+) -> Trial:
+    rate = sampler.learning_rate
+    one = replace(sampler, members=1, chains=1, way="alone")
+    try:
+        member = next(one.walk(problem, fit))
+        column = losses(problem, train, member.params)
+    except (Diverged, ValueError):  # losses that are not finite
+        return Trial(rate, 0.0, float("inf"), admissible=False)
+    made[rate] = member
+    median = float(column.median())
+    return Trial(rate, otsu(column).separability, median, admissible=median < cap)
+
+
+def _merit(trial: Trial) -> tuple[bool, float]:
+    """Admissible first, then separated; among the inadmissible the coldest."""
+    return trial.admissible, trial.separability if trial.admissible else -trial.learning_rate
+
+
+def _next(trials: dict[int, Trial]) -> int | None:
+    """Position to try next: hotter until the cap is passed, then colder while that is better."""
+    hottest, coldest = max(trials), min(trials)
+    if trials[hottest].admissible and hottest + 1 < len(GRID):
+        return hottest + 1
+    best = max(trials, key=lambda k: _merit(trials[k]))
+    return coldest - 1 if best == coldest and coldest > 0 else None
+
+
+def _told(trial: Trial) -> str:
+    verdict = "" if trial.admissible else " (median loss above the cap)"
+    return (
+        f"learning rate {trial.learning_rate:g}: separability {trial.separability:.3f}, median "
+        f"loss {trial.median:.3f}{verdict}"
+    )

@@ -1,0 +1,278 @@
+"""A run over a training set's labels: analysis, artifacts and the report, in one folder."""
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from afterfit.evaluate.attribution import (
+    auc,
+    average_precision,
+    inspection_curve,
+    precision_at,
+    recall_at,
+)
+from afterfit.influence.gex import GEX, Say, quiet
+from afterfit.influence.loss_covariance import CovarianceInfluence
+from afterfit.problem.data import Batches
+from afterfit.problem.ensemble import fingerprint
+from afterfit.report import LabelPage, label_page, sample_html, write_table_atomic, write_text_atomic
+from afterfit.workflows.labels import Cutter, LabelAnalysis, analyze_labels
+from afterfit.evaluate.threshold import otsu_cut
+from afterfit.workflows.trained import Trained
+
+SHOWN = 60
+"""Suspects whose samples are shown in the report."""
+
+
+@final
+@dataclass(frozen=True)
+class LabelRun:
+    """A finished run: the analysis, the folder, and the figures where the truth is known.
+
+    ``figures`` holds ``auc``, ``average_precision``, and ``precision`` and ``recall`` of the flagged
+    samples; it is empty where nobody knows which labels are wrong.
+    """
+
+    analysis: LabelAnalysis
+    folder: Path
+    figures: dict[str, float]
+
+    @property
+    def report(self) -> Path:
+        """Where the page is."""
+        return self.folder / "report.html"
+
+
+def run_labels(  # noqa: PLR0913
+    trained: Trained,
+    folder: Path,
+    method: Any = None,
+    cut: Cutter = otsu_cut,
+    title: str = "Label report",
+    say: Say = quiet,
+) -> LabelRun:
+    """Analyze, and write ``scores.csv``, ``result.json``, ``run.toml``, ``losses.safetensors`` and ``report.html``.
+
+    Everything is written to a temporary name and renamed; with GEX, members are kept in the folder
+    as they are made, and a run that was killed goes on from them.
+    """
+    chosen = GEX(budget=trained.epochs) if method is None else method
+    problem, train, stream = trained.problem(), trained.batches(), trained.stream()
+    folder.mkdir(parents=True, exist_ok=True)
+    keep = folder if isinstance(chosen, GEX) else None
+    fit = stream if isinstance(chosen, GEX) else None
+    analysis = analyze_labels(problem, train, chosen, fit=fit, cut=cut, folder=keep, say=say)
+    figures = _figures(analysis, trained.wrong)
+    write_table_atomic(folder / "scores.csv", analysis.issues)
+    _write_losses(folder, analysis)
+    facts = {"network": fingerprint(problem), "data": train.fingerprint(), "samples": train.num_samples}
+    write_text_atomic(folder / "result.json", json.dumps(_result(analysis, figures, facts), indent=1))
+    write_text_atomic(folder / "run.toml", _toml(chosen, facts))
+    page = _page(title, trained, train, analysis, figures)
+    write_text_atomic(folder / "report.html", label_page(page))
+    return LabelRun(analysis, folder, figures)
+
+
+def _figures(analysis: LabelAnalysis, wrong: Tensor | None) -> dict[str, float]:
+    if wrong is None:
+        return {}
+    scores, num = analysis.scores.value.cpu(), int(analysis.cut.is_issue.sum())
+    flagged = {}
+    if num:
+        flagged = {
+            "precision": precision_at(scores, wrong, num),
+            "recall": recall_at(scores, wrong, num),
+        }
+    return {
+        "auc": auc(scores, wrong),
+        "average_precision": average_precision(scores, wrong),
+        **flagged,
+    }
+
+
+def _write_losses(folder: Path, analysis: LabelAnalysis) -> None:
+    if isinstance(analysis.influence, CovarianceInfluence):
+        table = analysis.influence.table
+        path = folder / "losses.safetensors"
+        temporary = path.with_suffix(".tmp")
+        save_file(
+            {"trained": table.trained.contiguous(), "columns": table.columns.contiguous()},
+            str(temporary),
+        )
+        temporary.replace(path)
+
+
+def _result(
+    analysis: LabelAnalysis, figures: dict[str, float], facts: dict[str, Any]
+) -> dict[str, Any]:
+    cut = analysis.cut
+    found: dict[str, Any] = {
+        **facts,
+        "issues": int(cut.is_issue.sum()),
+        "threshold": cut.threshold,
+        "cut": cut.name,
+        "expected_wrong": cut.expected_wrong,
+        "separability": cut.separability,
+        **figures,
+    }
+    if isinstance(analysis.influence, CovarianceInfluence):
+        found["reliability"] = analysis.influence.reliability()
+        if analysis.influence.search is not None:
+            found["search"] = asdict(analysis.influence.search)
+        if analysis.influence.cost is not None:
+            found["forecast"] = asdict(analysis.influence.cost)
+    return found
+
+
+def _toml(method: Any, facts: dict[str, Any]) -> str:
+    """Resolved configuration as TOML: what a person needs to run it again."""
+    versions = {name: version(name) for name in ("afterfit", "torch", "numpy")}
+    settings = {
+        name: getattr(value, "__qualname__", value) for name, value in _fields(method).items()
+    }
+    sections = {
+        "method": {"name": getattr(method, "__name__", type(method).__name__), **settings},
+        "input": facts,
+        "versions": {"python": platform.python_version(), **versions},
+    }
+    lines = []
+    for section, entries in sections.items():
+        lines.append(f"[{section}]")
+        lines += [f"{name} = {_toml_value(value)}" for name, value in entries.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _fields(method: Any) -> dict[str, Any]:
+    names = getattr(type(method), "__dataclass_fields__", {})
+    return {name: getattr(method, name) for name in names}
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    return json.dumps(str(value))
+
+
+def _page(
+    title: str,
+    trained: Trained,
+    train: Batches,
+    analysis: LabelAnalysis,
+    figures: dict[str, float],
+) -> LabelPage:
+    table = analysis.issues
+    shown = min(SHOWN, len(table), max(12, int(analysis.cut.is_issue.sum())))
+    samples = [sample_html(_look(trained, train, int(i))) for i in table["index"][:shown]]
+    truth = None if trained.wrong is None else trained.wrong.cpu().numpy().astype(bool)
+    return LabelPage(
+        title=title,
+        issues=table,
+        scores=analysis.scores.value.cpu().numpy(),
+        threshold=analysis.cut.threshold,
+        samples=samples,
+        class_names=list(trained.classes),
+        facts=_facts(train, analysis, figures),
+        search=_search(analysis),
+        truth=truth,
+        warnings=_cautions(analysis),
+        methods=_METHODS,
+    )
+
+
+_METHODS = (
+    "Score: self-influence by GEX (Kim, Kim and Yang 2023), from the true losses of each sample "
+    "over networks that training reaches from the given one at a rate which unsettles what was "
+    "memorized. Large: the network fits this label only by remembering it."
+)
+
+
+def _facts(
+    train: Batches, analysis: LabelAnalysis, figures: dict[str, float]
+) -> list[tuple[str, str]]:
+    cut, num = analysis.cut, train.num_samples
+    flagged = int(cut.is_issue.sum())
+    facts = [
+        ("Samples", f"{num:,}"),
+        ("Flagged", f"{flagged:,} ({flagged / num:.1%})"),
+        ("Estimated share of wrong labels", f"{cut.expected_wrong:.1%}"),
+        ("Cut", f"{cut.name}, score above {cut.threshold:.3g}"),
+        ("Separability of the two groups", f"{cut.separability:.2f} (one group: about 0.65)"),
+    ]
+    influence = analysis.influence
+    if isinstance(influence, CovarianceInfluence):
+        facts.append(("Members", str(len(influence.ensemble))))
+        facts.append(("Split-half reliability", f"{influence.reliability():.3f}"))
+        if influence.search is not None:
+            facts.append(("Learning rate found", f"{influence.search.learning_rate:g}"))
+    names = {"auc": "AUC against the truth", "average_precision": "Average precision"}
+    names |= {"precision": "Precision of the flagged", "recall": "Recall of the flagged"}
+    return facts + [(names[name], f"{value:.3f}") for name, value in figures.items()]
+
+
+def _search(analysis: LabelAnalysis) -> dict[str, Any] | None:
+    influence = analysis.influence
+    if not isinstance(influence, CovarianceInfluence) or influence.search is None:
+        return None
+    search = influence.search
+    return {
+        "rates": [trial.learning_rate for trial in search.trials],
+        "separability": [trial.separability for trial in search.trials],
+        "median_loss": [trial.median for trial in search.trials],
+        "cap": search.cap,
+        "chosen": search.learning_rate,
+    }
+
+
+def _cautions(analysis: LabelAnalysis) -> list[str]:
+    """What a reader must know before believing the list."""
+    cautions = []
+    if analysis.cut.separability < 0.72:
+        cautions.append(
+            f"The scores do not fall into two clear groups (separability "
+            f"{analysis.cut.separability:.2f}; one group has about 0.65): read the list from the "
+            "top, and do not trust the number of flagged samples."
+        )
+    influence = analysis.influence
+    if isinstance(influence, CovarianceInfluence):
+        search, agreement = influence.search, influence.reliability()
+        if search is not None and not search.found:
+            cautions.append(
+                "No learning rate kept the losses of the members under the cap: they may know too "
+                "little for their losses to mean much."
+            )
+        if agreement < 0.8:
+            cautions.append(
+                f"Two halves of the ensemble agree only in part (reliability {agreement:.2f}): add "
+                "members."
+            )
+    return cautions
+
+
+def _look(trained: Trained, train: Batches, index: int) -> Any:
+    """What a reviewer sees of a sample."""
+    if trained.show is not None:
+        shown = trained.show(index)
+        return shown.cpu().numpy() if isinstance(shown, Tensor) else shown
+    inputs = train.fetch(torch.tensor([index])).inputs
+    if isinstance(inputs, Tensor):
+        return inputs[0].cpu().numpy()
+    if isinstance(inputs, dict):
+        return {name: _short(value[0]) for name, value in inputs.items()}
+    return repr(inputs)
+
+
+def _short(value: Any) -> Any:
+    array = np.asarray(value)
+    return array.item() if array.ndim == 0 else str(array.tolist())[:200]
