@@ -136,11 +136,11 @@ def cnn(
     pool_first = nn.MaxPool2d(2) if height > 8 else nn.Identity()
     side = height // 4 if height > 8 else height // 2
     return nn.Sequential(
-        nn.Conv2d(channels, width, kernel, padding="same", bias=False),
+        nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(),
         pool_first,
-        nn.Conv2d(width, 2 * width, kernel, padding="same", bias=False),
+        nn.Conv2d(width, 2 * width, kernel, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(2 * width),
         nn.ReLU(),
         nn.MaxPool2d(2),

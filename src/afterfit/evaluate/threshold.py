@@ -10,7 +10,19 @@ from torch import Tensor
 from afterfit.evaluate.separation import otsu, two_component_mixture
 
 Transform = Callable[[Tensor], Tensor]
-"""An increasing function; the square root turns self-influence into a spread of the loss."""
+"""An increasing function that acts on each score by itself."""
+
+
+def signed_sqrt(scores: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+    """Square root of the size with the sign kept; of self-influence, the spread of the loss.
+
+    Examples
+    --------
+    >>> signed_sqrt(torch.tensor([-4.0, 0.0, 9.0]))
+    tensor([-2.,  0.,  3.])
+    """
+    return scores.sign() * scores.abs().sqrt()
+
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,7 @@ class Cut:
     name: str
 
 
-def otsu_cut(scores: Float[Tensor, "N"], transform: Transform = torch.sqrt) -> Cut:
+def otsu_cut(scores: Float[Tensor, "N"], transform: Transform = signed_sqrt) -> Cut:
     """Flag the upper of the two groups that explain most variance.
 
     It always finds two groups unless all scores are equal: look at `separability` before you
@@ -62,7 +74,7 @@ def otsu_cut(scores: Float[Tensor, "N"], transform: Transform = torch.sqrt) -> C
 
 
 def expected_false_discovery_cut(
-    scores: Float[Tensor, "N"], rate: float, transform: Transform = torch.sqrt
+    scores: Float[Tensor, "N"], rate: float, transform: Transform = signed_sqrt
 ) -> Cut:
     """Flag as many samples as possible while the expected share of clean ones stays below a rate.
 
@@ -100,7 +112,7 @@ def expected_false_discovery_cut(
 
 
 def budget_cut(
-    scores: Float[Tensor, "N"], budget: int, transform: Transform = torch.sqrt
+    scores: Float[Tensor, "N"], budget: int, transform: Transform = signed_sqrt
 ) -> Cut:
     """Flag the `budget` largest scores, fewer where a tie at the cut would have to be parted.
 
@@ -174,8 +186,8 @@ def _transformed(scores: Tensor, transform: Transform) -> Tensor:
         num = int((~transformed.isfinite()).sum())
         msg = (
             f"{num} of {len(scores)} scores are not finite after the transform (smallest score "
-            f"{float(scores.min()):.4g}), expected finite numbers: leave NaN scores out, and for "
-            "scores below 0 pass another increasing transform, torch.asinh for one"
+            f"{float(scores.min()):.4g}), expected finite numbers: leave samples without a score "
+            "out, and pass a transform that takes every score"
         )
         raise ValueError(msg)
     return transformed

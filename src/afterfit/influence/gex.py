@@ -32,7 +32,12 @@ from afterfit.problem.ensemble import MemberStore, MemoryStore, Store, settings_
 from afterfit.problem.problem import Problem
 from afterfit.sampling.forecast import forecast, within_budget
 from afterfit.sampling.geometric import GeometricEnsemble, reference
-from afterfit.sampling.temperature import RateSearch, Trial, find_learning_rate
+from afterfit.sampling.temperature import (
+    RateSearch,
+    Trial,
+    default_weight_decay,
+    find_learning_rate,
+)
 
 Say = Callable[[str], None]
 
@@ -58,6 +63,9 @@ class GEX:
     learning_rate
         The temperature: ``"auto"`` searches for the rate at which the losses fall into two groups
         most clearly (:mod:`afterfit.sampling.temperature`); or a number.
+    weight_decay
+        L2 pull while members train; ``"auto"`` is what
+        :func:`~afterfit.sampling.temperature.default_weight_decay` says.
     batch_size, augment
         How members train, unless ``fit`` is given a loader of its own.
     losses
@@ -84,6 +92,7 @@ class GEX:
     members: int = 8
     steps: int | None = None
     learning_rate: float | Literal["auto"] = "auto"
+    weight_decay: float | Literal["auto"] = "auto"
     batch_size: int = 128
     augment: Augment | None = None
     chains: int = 1
@@ -108,9 +117,12 @@ class GEX:
                 f"GEX: learning_rate is {self.learning_rate!r}, expected 'auto' or a number above 0"
             )
             raise ValueError(message)
-        self._template()
+        if self.max_trials < 1:
+            message = f"GEX: max_trials is {self.max_trials}, expected at least 1"
+            raise ValueError(message)
+        self._template(self.sampler.weight_decay)
 
-    def _template(self) -> GeometricEnsemble:
+    def _template(self, weight_decay: float) -> GeometricEnsemble:
         rate = self.sampler.learning_rate if self.learning_rate == "auto" else self.learning_rate
         return replace(
             self.sampler,
@@ -119,6 +131,7 @@ class GEX:
             chains=self.chains,
             seed=self.seed,
             learning_rate=float(rate),
+            weight_decay=weight_decay,
         )
 
     def fit(
@@ -151,7 +164,9 @@ class GEX:
             or the budget is too small.
         """
         stream = self._stream(train, fit)
-        sampler, trials = self._template(), self.max_trials if self.learning_rate == "auto" else 0
+        auto = self.weight_decay == "auto"
+        sampler = self._template(default_weight_decay(problem) if auto else float(self.weight_decay))
+        trials = self.max_trials if self.learning_rate == "auto" else 0
         if self.budget is not None:
             sampler, trials = within_budget(sampler, stream, trials, self.budget)
         cost = forecast(problem, train, stream, sampler, trials, folder=folder is not None)
@@ -229,6 +244,7 @@ def published(members: int = 32, seed: int = 0) -> GEX:
         members=members,
         steps=sampler.steps,
         learning_rate=sampler.learning_rate,
+        weight_decay=sampler.weight_decay,
         chains=sampler.chains,
         seed=seed,
         losses="members",

@@ -150,8 +150,8 @@ def at_checkpoint(problem: Problem, checkpoint: Params) -> Problem:
     Raises
     ------
     ValueError
-        If a parameter is missing or has another shape. Names that fit nothing would otherwise be
-        passed over in silence, and the trained network be scored in place of the checkpoint.
+        If a parameter is missing or has another shape: it would otherwise be that of the trained
+        network, and the score no longer be that of the checkpoint.
     """
     for name, value in problem.params.items():
         if name not in checkpoint or checkpoint[name].shape != value.shape:

@@ -48,6 +48,7 @@ class Problem:
     params: Params
     buffers: Params
     train_forward: Forward
+    normalizations: tuple[str, ...] = ()
 
     @classmethod
     def from_module(
@@ -89,6 +90,9 @@ class Problem:
             params=params,
             buffers=buffers,
             train_forward=_call(training),
+            normalizations=tuple(
+                name for name, part in module.named_modules() if "Norm" in type(part).__name__
+            ),
         )
 
     @property

@@ -58,4 +58,9 @@ def restrict(problem: Problem, names: str) -> Problem:
         params=kept,
         forward=held_still(problem.forward),
         train_forward=held_still(problem.train_forward),
+        normalizations=tuple(
+            layer
+            for layer in problem.normalizations
+            if any(name.startswith(f"{layer}.") for name in kept)
+        ),
     )

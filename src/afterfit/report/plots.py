@@ -116,11 +116,7 @@ def rate_search_plot(
         _marked(upper, rate, share, allowed)
         upper.set_ylabel("separability")
         _marked(lower, rate, loss, allowed)
-        lower.axhline(cap, color=INK, linewidth=1, linestyle="--")
-        lower.annotate(
-            "highest loss allowed", (0.005, cap), (0, 3), xycoords=("axes fraction", "data"),
-            textcoords="offset points", fontsize=9,
-        )  # fmt: skip
+        _cap_line(lower, cap)
         lower.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="median loss (nats)")
         for axis in (lower.xaxis, lower.yaxis):
             axis.set_major_formatter(_plain)
@@ -214,6 +210,16 @@ def _marked(
     axes.plot(rate[known], values[known], color=CLEAN, linewidth=1.2)
     for keep, face in ((known & allowed, CLEAN), (known & ~allowed, "none")):
         axes.scatter(rate[keep], values[keep], s=26, facecolor=face, edgecolor=CLEAN, zorder=3)
+
+
+def _cap_line(axes: Axes, cap: float) -> None:
+    if not 0 < cap < np.inf:
+        return
+    axes.axhline(cap, color=INK, linewidth=1, linestyle="--")
+    axes.annotate(
+        "highest loss allowed", (0.005, cap), (0, 3), xycoords=("axes fraction", "data"),
+        textcoords="offset points", fontsize=9,
+    )  # fmt: skip
 
 
 def _counts(

@@ -19,6 +19,13 @@ CLEAN = "#0072b2"
 WRONG = "#d55e00"
 """Blue and vermilion of Okabe and Ito, which color-blind readers can tell apart."""
 
+IN_PAGE = {
+    INK: "currentColor",
+    CLEAN: f"var(--clean, {CLEAN})",
+    WRONG: f"var(--wrong, {WRONG})",
+}
+"""What the colors become, so that a page can choose lighter ones for the dark."""
+
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "afterfit",
@@ -44,8 +51,8 @@ PIXELS_PER_POINT = 4 / 3
 """So that text of 11 points is as large as the page says, unless the window is too narrow."""
 
 BASE = (
-    "width: 100%; font-family: system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, "
-    "sans-serif; stroke-linejoin: round; stroke-linecap: butt"
+    "width: 100%; font-family: system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', "
+    "Arial, sans-serif; stroke-linejoin: round; stroke-linecap: butt"
 )
 
 
@@ -86,11 +93,14 @@ def inline_svg(figure: Figure, title: str, description: str) -> str:
         f'<title id="{prefix}title">{escape(title)}</title>\n'
         f'<desc id="{prefix}desc">{escape(description)}</desc>'
     )
-    return head + re.sub(r"<[^<>]+>", lambda tag: _in_page(tag.group(), prefix), rest).rstrip() + "\n"
+    body = re.sub(r"<[^<>]+>", lambda tag: _in_page(tag.group(), prefix), rest)
+    return head + body.rstrip() + "\n"
 
 
 def _in_page(tag: str, prefix: str) -> str:
     """A tag with ids of its own, the text color of the page and its font."""
-    tag = tag.replace(INK, "currentColor").replace("url(#", f"url(#{prefix}")
+    for color, named in IN_PAGE.items():
+        tag = tag.replace(color, named)
+    tag = tag.replace("url(#", f"url(#{prefix}")
     tag = re.sub(r'\b(id="|href="#)', rf"\g<1>{prefix}", tag)
     return re.sub(r'font-family: [^;"]*;? ?', "", tag)

@@ -1,5 +1,7 @@
 """Members found by walking: the geometric ensemble, exact draws, the user's own checkpoints."""
 
+from afterfit.sampling.draws import Checkpoints, GaussianDraws
+from afterfit.sampling.forecast import Forecast, forecast
 from afterfit.sampling.geometric import (
     GeometricEnsemble,
     constant,
@@ -8,6 +10,22 @@ from afterfit.sampling.geometric import (
     sgd,
     warm_cosine,
 )
+from afterfit.sampling.temperature import RateSearch, Trial, find_learning_rate
 from afterfit.sampling.walk import Diverged
 
-__all__ = ["Diverged", "GeometricEnsemble", "constant", "cosine", "reference", "sgd", "warm_cosine"]
+__all__ = [
+    "Checkpoints",
+    "Diverged",
+    "Forecast",
+    "GaussianDraws",
+    "GeometricEnsemble",
+    "RateSearch",
+    "Trial",
+    "constant",
+    "cosine",
+    "find_learning_rate",
+    "forecast",
+    "reference",
+    "sgd",
+    "warm_cosine",
+]

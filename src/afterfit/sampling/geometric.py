@@ -66,9 +66,6 @@ def sgd(momentum: float = 0.9, weight_decay: float = 5e-4) -> Step:
     return step
 
 
-_SGD = sgd()
-
-
 @final
 @dataclass(frozen=True)
 class GeometricEnsemble:
@@ -86,8 +83,10 @@ class GeometricEnsemble:
     schedule
         :func:`warm_cosine`, :func:`cosine` (as published), :func:`constant`, or the user's own
         function of (step, steps).
+    momentum, weight_decay
+        Of plain SGD. The decay is an L2 pull on every parameter, as in training.
     step
-        Makes the optimizer of a stage; by default :func:`sgd`. Momentum begins at zero each stage.
+        Makes the optimizer of a stage in place of SGD. Its state begins anew each stage.
     clip
         Largest norm of the gradient, or None. With it, a rate is a length of steps, and rates mean
         about the same on different networks.
@@ -115,7 +114,9 @@ class GeometricEnsemble:
     steps: int | None = None
     learning_rate: float = 0.8
     schedule: Schedule = warm_cosine
-    step: Step = _SGD
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    step: Step | None = None
     clip: float | None = 1.0
     chains: int = 1
     restart: Literal["continue", "trained"] = "continue"
@@ -136,7 +137,8 @@ class GeometricEnsemble:
     def rule(self, fit: TrainingStream) -> Rule:
         """How one stage is trained on this data."""
         steps = self.steps or 2 * max(1, round(fit.num_samples / fit.samples_per_step))
-        return Rule(steps, self.learning_rate, self.schedule, self.step, self.clip)
+        step = self.step or sgd(self.momentum, self.weight_decay)
+        return Rule(steps, self.learning_rate, self.schedule, step, self.clip)
 
     def order(self) -> list[tuple[int, int]]:
         """(chain, stage) of the members in the order in which they are made."""
@@ -147,7 +149,7 @@ class GeometricEnsemble:
         named = {
             name: getattr(value, "__qualname__", repr(value))
             for name, value in vars(self).items()
-            if name not in ("members", "way", "step")
+            if name not in ("members", "way")
         }
         return f"{type(self).__name__} {sorted(named.items())}"
 
@@ -184,7 +186,7 @@ class GeometricEnsemble:
             starts = [Start(last[c], self._seed_of(c, s)) for c, s in missing]
             rule = self.rule(fit)
             if missing and way is None:
-                way = faster_way(problem, starts, fit, rule) if self.step is _SGD else train_alone
+                way = faster_way(problem, starts, fit, rule) if self.step is None else train_alone
             stops = stages_of(way or train_alone, problem, starts, fit, rule) if missing else iter(())
             for (chain, number), found in zip(stage, ready, strict=True):
                 member = found or self._member(problem, fit, chain, number, next(stops))

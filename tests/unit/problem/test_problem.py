@@ -112,6 +112,7 @@ def test_the_random_state_of_python_is_kept():
 import random
 import torch
 from afterfit.problem import Batches, Gaussian, Problem, TrainingStream, gradients, losses
+from afterfit.problem.randomness import preserved_random_state
 from torch.utils.data import DataLoader
 
 rows = [(torch.ones(2), 0.0) for _ in range(9)]
@@ -122,6 +123,11 @@ for data in (Batches(rows), DataLoader(rows, shuffle=True)):
     stream = TrainingStream(data, augment=lambda x, generator: random.random()).batches(seed=0)
     drawn = [next(stream).inputs for _ in range(3)]
     assert len(set(drawn)) == 3, drawn
+try:
+    with preserved_random_state(0):
+        random.random() / 0
+except ZeroDivisionError:
+    pass
 assert random.getstate() == before
 """
     paths = {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -1,0 +1,319 @@
+"""Wrong labels in cells of (data, noise, regime, seed): GEX beside every simple score and the peers.
+
+    python experiments/gex/cells.py --data DATA --features CACHE --out experiments/gex/results
+
+Cells that have a result are skipped, so the run can be stopped and taken up again; `--only digits` runs those
+whose name contains the text. `--table` prints what is there. One CPU thread, so that CPU seconds compare.
+
+Each cell trains its network (networks.py), asks GEX with its default settings, and writes AUC and average
+precision of every score with the CPU seconds that it cost beyond the training.
+"""
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import data as sets
+import networks
+import noise
+import numpy as np
+import peers
+import torch
+from torch import Tensor, nn
+
+from afterfit import GEX, Batches, Categorical, Problem, TrainingStream, otsu_cut
+from afterfit.evaluate import auc, average_precision, bootstrap, dip, two_component_mixture
+from afterfit.influence import baselines
+from afterfit.influence.arnoldi import ArnoldiInfluence
+from afterfit.influence.projected import RandomProjection
+from afterfit.influence.tracin import TracIn
+from afterfit.problem import losses
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a cell trains on, and how."""
+
+    inputs: Tensor
+    labels: Tensor
+    wrong: Tensor
+    make: Callable[[int], nn.Module]
+    regime: networks.Regime
+    augment: networks.Augment | None
+    peak_rate: float = 0.1
+    convolutional: bool = True
+
+
+NOISES = (("uniform", 0.1), ("uniform", 0.4), ("asymmetric", 0.2), ("instance", 0.3))
+REGIMES = ("early", "trained", "memorized")
+
+
+def names() -> list[str]:
+    """All cells: data-noise-rate-regime-seed."""
+    digits = [
+        f"digits-{kind}-{rate}-{regime}-{seed}"
+        for seed in range(3)
+        for kind, rate in NOISES
+        for regime in REGIMES
+    ]
+    mnist = [f"mnist-{kind}-{rate}-memorized-0" for kind, rate in NOISES]
+    mnist += ["mnist-uniform-0.1-early-0", "mnist-asymmetric-0.2-trained-0", "mnist-uniform-0.2-trained-0"]
+    tables = [f"cancer-uniform-0.2-{regime}-{seed}" for regime in REGIMES for seed in range(3)]
+    human = [f"features-{kind}-human-trained-{seed}" for kind in ("aggre", "random1", "worse") for seed in range(3)]
+    human += [f"agnews-human-0.2-trained-{seed}" for seed in range(3)]
+    trec = [f"trec-uniform-0.2-{regime}-0" for regime in REGIMES]
+    cifar = ["cifar-uniform-0.2-trained-0", "cifar-aggre-human-trained-0", "cifar-worse-human-trained-0"]
+    return human + tables + digits[:12] + trec + mnist + cifar + digits[12:]
+
+
+def job(name: str, folder: Path, cache: Path) -> Job:
+    """Load a cell's data, make its noise, and choose its network."""
+    kind, noisy, rate, regime, seed_text = name.split("-")
+    seed = int(seed_text)
+    if kind in ("features", "agnews"):
+        return features_job(kind, noisy, folder, cache)
+    if kind == "cifar":
+        loaded = sets.cifar10(folder, 4000, 1000)
+    elif kind == "mnist":
+        loaded = sets.mnist(folder, 2000, 1000, seed)
+    elif kind == "trec":
+        return trec_job(folder, float(rate), regime, seed)
+    else:
+        loaded = {"digits": sets.digits, "cancer": sets.breast_cancer}[kind]()
+    inputs, clean = loaded.inputs, loaded.labels
+    if rate == "human":
+        labels = sets.cifar10n(folder, len(clean))[noisy]
+        wrong = labels != clean
+    else:
+        labels, wrong = with_noise(noisy, float(rate), inputs, clean, seed)
+    augment = {
+        "digits": networks.shift(1, "constant"),
+        "mnist": networks.shift(2, "constant"),
+        "cifar": networks.chain(networks.shift(2), networks.flip),
+        "cancer": networks.jitter(0.3),
+    }[kind]
+    make = {
+        "digits": lambda s: networks.cnn((1, 8, 8), 10, kernel=3, seed=s),
+        "mnist": lambda s: networks.cnn((1, 28, 28), 10, hidden=64, seed=s),
+        "cifar": lambda s: networks.resnet((3, 32, 32), 10, seed=s),
+        "cancer": lambda s: networks.mlp(30, 2, (64, 64), seed=s),
+    }[kind]
+    return Job(inputs, labels, wrong, make, regimes(augment)[regime], fit_augment(regime, augment))
+
+
+def regimes(augment: networks.Augment) -> dict[str, networks.Regime]:
+    return {
+        "early": networks.early(augment),
+        "trained": networks.trained(augment),
+        "memorized": networks.memorized(),
+    }
+
+
+def fit_augment(regime: str, augment: networks.Augment) -> networks.Augment | None:
+    """Members train as the network did: a memorized one without augmentation."""
+    return None if regime == "memorized" else augment
+
+
+def features_job(kind: str, noisy: str, folder: Path, cache: Path) -> Job:
+    """A hidden layer on frozen features of a pretrained backbone, trained on human labels."""
+    if kind == "features":
+        with np.load(cache / "cifar10_efficientnet_lite0_224.npz") as file:
+            rows = file["train"]
+        clean = sets.cifar10(folder, 4000, 1).labels
+        labels = sets.cifar10n(folder, 4000)[noisy]
+    else:
+        with np.load(cache / "noisy_ag_news_minilm_l6.npz") as file:
+            rows = file["train"]
+        loaded, labels = sets.noisy_ag_news(folder)
+        clean = loaded.labels
+    inputs = torch.tensor(rows, dtype=torch.float32)
+    inputs = (inputs - inputs.mean(0)) / inputs.std(0).clamp_min(1e-6)
+    width, num_classes = inputs.shape[1], int(clean.max()) + 1
+    return Job(
+        inputs, labels, labels != clean, lambda s: networks.mlp(width, num_classes, (256,), seed=s),
+        networks.Regime(20, None), None, peak_rate=0.02, convolutional=False,
+    )
+
+
+def trec_job(folder: Path, rate: float, regime: str, seed: int) -> Job:
+    """A bag of embeddings on questions."""
+    loaded = sets.trec(folder)
+    words = sets.tokens(loaded.inputs, sets.vocabulary(loaded.inputs, 2000), 24)
+    labels, wrong = noise.uniform(loaded.labels, rate, 6, np.random.default_rng(seed))
+    augment = networks.drop_words(0.1)
+    return Job(
+        words, labels, wrong, lambda s: networks.bag_of_words(2001, 6, seed=s),
+        regimes(augment)[regime], fit_augment(regime, augment), peak_rate=0.2, convolutional=False,
+    )
+
+
+def with_noise(kind: str, rate: float, inputs: Tensor, clean: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    rng, num_classes = np.random.default_rng(seed), int(clean.max()) + 1
+    if kind == "uniform":
+        return noise.uniform(clean, rate, num_classes, rng)
+    if kind == "asymmetric":
+        return noise.asymmetric(clean, rate, noise.next_class(num_classes), rng)
+    return noise.instance_dependent(clean, inputs, rate, num_classes, rng)
+
+
+def run(name: str, folder: Path, cache: Path) -> dict:
+    """Train, score, and measure every score."""
+    task, seed = job(name, folder, cache), int(name.rsplit("-", 1)[1])
+
+    def train(network: nn.Module, inputs: Tensor, labels: Tensor, number: int) -> nn.Module:
+        plain = networks.Regime(task.regime.epochs, task.regime.augment)
+        return networks.train(network, inputs, labels, plain, number, task.peak_rate).network
+
+    trained = networks.train(task.make(seed), task.inputs, task.labels, task.regime, seed, task.peak_rate)
+    problem = Problem.from_module(trained.network, Categorical())
+    batches = Batches((task.inputs, task.labels), 512)
+    seconds: dict[str, float] = {}
+    scores: dict[str, Tensor] = {}
+
+    def measure(label: str, score: Callable[[], Tensor]) -> None:
+        start = time.process_time()
+        scores[label] = score()
+        seconds[label] = time.process_time() - start
+
+    gex = {}
+
+    def by_gex() -> Tensor:
+        stream = TrainingStream(batches, 128, task.augment)
+        gex["fitted"] = GEX(seed=seed).fit(problem, batches, stream)
+        return gex["fitted"].self_scores()
+
+    measure("gex", by_gex)
+    measure("loss", lambda: baselines.loss_scores(problem, batches))
+    measure("margin", lambda: baselines.margin_scores(problem, batches))
+    measure("entropy", lambda: baselines.entropy_scores(problem, batches))
+    measure("gradient_norm", lambda: baselines.gradient_norm_scores(problem, batches))
+    measure("random_projection", lambda: RandomProjection(20, seed).fit(problem, batches).self_scores())
+    states = [{n: c.state[n] for n in (*problem.params, *problem.buffers)} for c in trained.checkpoints]
+    rates = [c.learning_rate + 1e-12 for c in trained.checkpoints]
+    if not task.convolutional:  # captum has no embedding layers; elsewhere it is the same score, and faster
+        measure("tracin", lambda: TracIn(states, rates).fit(problem, batches).self_scores())
+    measure("arnoldi", lambda: ArnoldiInfluence().fit(problem, batches).self_scores())
+    measure("knn", lambda: baselines.knn_scores(task.inputs.flatten(1).float(), task.labels, 10))
+    scores["aum"], seconds["aum"] = baselines.aum_scores(trained.margins.T), 0.0
+    scores["forgetting"], seconds["forgetting"] = baselines.forgetting_scores(trained.margins.T > 0).float(), 0.0
+    young = max(1, min(10, task.regime.epochs // 4))
+
+    def el2n() -> Tensor:
+        short = networks.Regime(young, task.regime.augment)
+        nets = [networks.train(task.make(50 + k), task.inputs, task.labels, short, k, task.peak_rate) for k in range(3)]
+        return baselines.el2n_scores([Problem.from_module(n.network, Categorical()) for n in nets], batches)
+
+    measure("el2n", el2n)
+    num_classes = int(task.labels.max()) + 1
+    measure(
+        "cleanlab",
+        lambda: peers.cleanlab_scores(
+            task.labels,
+            peers.cross_validated(task.make, train, task.inputs, task.labels, num_classes, seed),
+        ),
+    )
+    measure("kronfluence", lambda: peers.Kronfluence(trained.network, task.inputs, task.labels).fit().self_scores())
+    if task.convolutional:
+        captum_states = [c.state for c in trained.checkpoints]
+        measure("captum", lambda: peers.captum_tracin(trained.network, captum_states, rates, task.inputs, task.labels))
+
+    fitted = gex["fitted"]
+    table, half = fitted.table, len(fitted.ensemble)
+    scores["published_moment"] = (table.columns[:, :half] - table.trained[:, None]).square().mean(1)
+    scores["mean_seen"] = table.columns[:, half:].mean(1)
+    cut = otsu_cut(scores["gex"])
+    flagged = cut.is_issue
+    generator = torch.Generator().manual_seed(0)
+    root = scores["gex"].sqrt()
+    result = {
+        "cell": name,
+        "samples": len(task.labels),
+        "wrong": float(task.wrong.float().mean()),
+        "parameters": problem.num_params,
+        "train_accuracy": trained.train_accuracy,
+        "train_seconds": trained.cpu_seconds,
+        "median_loss": float(losses(problem, batches).median()),
+        "learning_rate": fitted.search.learning_rate,
+        "search": [[t.learning_rate, t.separability, t.median] for t in fitted.search.trials],
+        "reliability": fitted.reliability(),
+        "otsu": {
+            "flagged": int(flagged.sum()),
+            "precision": float(task.wrong[flagged].float().mean()) if flagged.any() else float("nan"),
+            "recall": float(flagged[task.wrong].float().mean()),
+            "estimated": cut.expected_wrong,
+            "separability": cut.separability,
+        },
+        "dip": {
+            label: dip(scores[label].double().clamp_min(1e-12).log(), generator, 200).pvalue
+            for label in ("gex", "gradient_norm", "kronfluence")
+        },
+        "bic_gain_gex": two_component_mixture(root.double()).bic_gain,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "scores": {},
+    }
+    for label, values in scores.items():
+        usable = torch.nan_to_num(values.double(), nan=0.0, posinf=1e30)
+        error = bootstrap(average_precision, usable, task.wrong, 200, torch.Generator().manual_seed(1))
+        result["scores"][label] = {
+            "auc": auc(usable, task.wrong),
+            "ap": average_precision(usable, task.wrong),
+            "ap_stderr": error.stderr,
+            "seconds": seconds.get(label, 0.0),
+        }
+    return result
+
+
+BILINEAR = ("gradient_norm", "random_projection", "tracin", "arnoldi", "kronfluence", "captum")
+
+
+def table(out: Path) -> None:
+    """Print a row for each cell: AP of GEX, loss, best bilinear, cleanlab; wins within one standard error."""
+    print(f"{'cell':34s} {'acc':>5s} {'GEX':>6s} {'±':>5s} {'loss':>6s} {'bilin':>6s} {'cleanl':>6s} {'EL2N':>6s} {'AUM':>6s}"
+          f" {'AUC':>6s} {'s GEX':>6s} {'s clean':>7s}  verdict")
+    for path in sorted(out.glob("*.json")):
+        found = json.loads(path.read_text())
+        ap = {label: entry["ap"] for label, entry in found["scores"].items()}
+        bilinear = max(ap[label] for label in BILINEAR if label in ap)
+        gex, error = ap["gex"], found["scores"]["gex"]["ap_stderr"]
+        rivals = {"loss": ap["loss"], "bilinear": bilinear, "cleanlab": ap["cleanlab"]}
+        lost = [label for label, value in rivals.items() if gex < value - error]
+        print(
+            f"{found['cell']:34s} {found['train_accuracy']:5.3f} {gex:6.3f} {error:5.3f} {ap['loss']:6.3f} {bilinear:6.3f}"
+            f" {ap['cleanlab']:6.3f} {ap['el2n']:6.3f} {ap['aum']:6.3f} {found['scores']['gex']['auc']:6.4f}"
+            f" {found['scores']['gex']['seconds']:6.1f} {found['scores']['cleanlab']['seconds']:7.1f}"
+            f"  {'lost to ' + ', '.join(lost) if lost else 'ok'}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--features", type=Path, help="folder that features.py has filled")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    if options.table:
+        table(options.out)
+        return
+    torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in names():
+        path = options.out / f"{name}.json"
+        if options.only not in name or path.exists():
+            continue
+        start = time.time()
+        result = run(name, options.data, options.features)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(result, indent=1))
+        temporary.replace(path)
+        brief = {k: round(v["ap"], 3) for k, v in result["scores"].items()}
+        print(f"{name} ({time.time() - start:.0f} s) {brief}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
