@@ -129,7 +129,7 @@ def cnn(
     """Two convolutions with BatchNorm, one hidden layer.
 
     On 28 x 28: 0.22 M parameters, or 0.11 M with hidden=64. On 8 x 8 (one pooling only): 0.081 M,
-    or 0.13 M with width=24, kernel=3.
+    or 0.11 M with width=24, kernel=3.
     """
     torch.manual_seed(seed)
     channels, height, _ = shape

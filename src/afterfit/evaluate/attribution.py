@@ -11,10 +11,10 @@ from torch import Generator, Tensor
 from afterfit.linalg import Estimate
 
 Counts = NDArray[np.float64]
-Metric = Callable[[Float[Tensor, "N"], Bool[Tensor, "N"]], float]
+Metric = Callable[[Float[Tensor, " N"], Bool[Tensor, " N"]], float]
 
 
-def auc(scores: Float[Tensor, "N"], positives: Bool[Tensor, "N"]) -> float:
+def auc(scores: Float[Tensor, " N"], positives: Bool[Tensor, " N"]) -> float:
     """Area under the ROC curve: the chance that a positive outranks a negative.
 
     Ties count one half, so constant scores give 0.5.
@@ -35,7 +35,7 @@ def auc(scores: Float[Tensor, "N"], positives: Bool[Tensor, "N"]) -> float:
     return float(found @ outranked / (found.sum() * passed.sum()))
 
 
-def average_precision(scores: Float[Tensor, "N"], positives: Bool[Tensor, "N"]) -> float:
+def average_precision(scores: Float[Tensor, " N"], positives: Bool[Tensor, " N"]) -> float:
     """Precision averaged over the positives, each at the cut where it is found.
 
     Tied scores are cut together; constant scores give the share of positives.
@@ -51,9 +51,7 @@ def average_precision(scores: Float[Tensor, "N"], positives: Bool[Tensor, "N"]) 
     return float(found @ precision / found.sum())
 
 
-def precision_at(
-    scores: Float[Tensor, "N"], positives: Bool[Tensor, "N"], budget: int
-) -> float:
+def precision_at(scores: Float[Tensor, " N"], positives: Bool[Tensor, " N"], budget: int) -> float:
     """Share of positives among the `budget` samples with the largest scores.
 
     Scores that tie at the cut share the places that are left: the value is the expectation
@@ -62,7 +60,7 @@ def precision_at(
     return _found_within(scores, positives, budget) / budget
 
 
-def recall_at(scores: Float[Tensor, "N"], positives: Bool[Tensor, "N"], budget: int) -> float:
+def recall_at(scores: Float[Tensor, " N"], positives: Bool[Tensor, " N"], budget: int) -> float:
     """Share of all positives that is found by inspecting the `budget` largest scores.
 
     Scores that tie at the cut share the places that are left: the value is the expectation
@@ -72,8 +70,8 @@ def recall_at(scores: Float[Tensor, "N"], positives: Bool[Tensor, "N"], budget: 
 
 
 def inspection_curve(
-    scores: Float[Tensor, "N"], positives: Bool[Tensor, "N"]
-) -> tuple[Float[Tensor, "N+1"], Float[Tensor, "N+1"]]:
+    scores: Float[Tensor, " N"], positives: Bool[Tensor, " N"]
+) -> tuple[Float[Tensor, " N+1"], Float[Tensor, " N+1"]]:
     """Fraction inspected and expected fraction found, from the largest score downwards.
 
     Returns
@@ -88,8 +86,8 @@ def inspection_curve(
 
 def bootstrap(
     metric: Metric,
-    scores: Float[Tensor, "N"],
-    positives: Bool[Tensor, "N"],
+    scores: Float[Tensor, " N"],
+    positives: Bool[Tensor, " N"],
     num_resamples: int,
     generator: Generator,
 ) -> Estimate:
@@ -112,8 +110,8 @@ def bootstrap(
 
 def bootstrap_interval(
     metric: Metric,
-    scores: Float[Tensor, "N"],
-    positives: Bool[Tensor, "N"],
+    scores: Float[Tensor, " N"],
+    positives: Bool[Tensor, " N"],
     num_resamples: int,
     generator: Generator,
     level: float = 0.95,

@@ -76,7 +76,7 @@ class Mixture:
     log_likelihood: float
     bic_gain: float
 
-    def posterior(self, values: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+    def posterior(self, values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
         """Probability that each value comes from the upper component."""
         points = values.detach().double()
         lower, upper = (
@@ -86,7 +86,7 @@ class Mixture:
         return torch.sigmoid(upper - lower)
 
 
-def otsu(values: Float[Tensor, "N"]) -> Otsu:
+def otsu(values: Float[Tensor, " N"]) -> Otsu:
     """The cut that leaves the least variance within its two groups.
 
     All N - 1 cuts of the sorted values are compared, without a histogram, in float64. Equal values
@@ -119,7 +119,7 @@ def otsu(values: Float[Tensor, "N"]) -> Otsu:
     )
 
 
-def dip(values: Float[Tensor, "N"], generator: Generator, num_draws: int = 1000) -> Dip:
+def dip(values: Float[Tensor, " N"], generator: Generator, num_draws: int = 1000) -> Dip:
     """The dip test: small p-values speak against a single mode.
 
     The statistic is exact; equal values count as an atom, which a unimodal distribution may have
@@ -153,7 +153,7 @@ def dip(values: Float[Tensor, "N"], generator: Generator, num_draws: int = 1000)
     return Dip(statistic, float((1 + exceeded) / (1 + num_draws)))
 
 
-def two_component_mixture(values: Float[Tensor, "N"]) -> Mixture:
+def two_component_mixture(values: Float[Tensor, " N"]) -> Mixture:
     """Two Gaussians fitted by expectation maximization, from the cut of Otsu on.
 
     The start is fixed, so the fit needs no random numbers.
@@ -174,7 +174,7 @@ def two_component_mixture(values: Float[Tensor, "N"]) -> Mixture:
     """
     points = _sorted(values)
     spread = float(points.std())
-    if spread == 0 or len(points) < 4:
+    if points[0] == points[-1] or len(points) < 4:
         msg = (
             f"values hold {len(points)} numbers of which {len(np.unique(points))} differ, "
             "expected at least 4 numbers that are not all equal: there is nothing to part"
@@ -182,22 +182,21 @@ def two_component_mixture(values: Float[Tensor, "N"]) -> Mixture:
         raise ValueError(msg)
     center = float(points.mean())
     standard = (points - center) / spread
-    fitted = _fitted_mixture(standard)
-    order = fitted.means_.ravel().argsort()
+    weights, means, variances, mean_log_likelihood = _fitted_mixture(standard)
     scale = len(points) * math.log(spread)
-    log_likelihood = fitted.score(standard[:, None]) * len(points) - scale
+    log_likelihood = mean_log_likelihood * len(points) - scale
     single = norm.logpdf(standard).sum() - scale
     return Mixture(
-        weights=_pair(fitted.weights_[order]),
-        means=_pair(center + spread * fitted.means_.ravel()[order]),
-        stds=_pair(spread * np.sqrt(fitted.covariances_[order])),
+        weights=_pair(weights),
+        means=_pair(center + spread * means),
+        stds=_pair(spread * np.sqrt(variances)),
         log_likelihood=float(log_likelihood),
         bic_gain=float(2 * (log_likelihood - single) - 3 * math.log(len(points))),
     )
 
 
-def _fitted_mixture(standard: Values) -> GaussianMixture:
-    """Expectation maximization on standardized values, started at the two groups of Otsu."""
+def _fitted_mixture(standard: Values) -> tuple[Values, Values, Values, float]:
+    """Weights, means, variances and mean log-likelihood, from the two groups of Otsu on."""
     upper = standard > otsu(torch.from_numpy(standard)).threshold
     groups = standard[~upper], standard[upper]
     start = GaussianMixture(
@@ -209,7 +208,15 @@ def _fitted_mixture(standard: Values) -> GaussianMixture:
         means_init=[[group.mean()] for group in groups],
         precisions_init=[1 / max(group.var(), 1e-4) for group in groups],
     )
-    return start.fit(standard[:, None])
+    fitted = start.fit(standard[:, None])
+    means = np.asarray(fitted.means_).ravel()
+    order = means.argsort()
+    return (
+        np.asarray(fitted.weights_)[order],
+        means[order],
+        np.asarray(fitted.covariances_)[order],
+        float(fitted.score(standard[:, None])),
+    )
 
 
 def _dip_statistic(points: Values) -> float:

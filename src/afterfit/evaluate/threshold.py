@@ -13,7 +13,7 @@ Transform = Callable[[Tensor], Tensor]
 """An increasing function that acts on each score by itself."""
 
 
-def signed_sqrt(scores: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+def signed_sqrt(scores: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     """Square root of the size with the sign kept; of self-influence, the spread of the loss.
 
     Examples
@@ -22,7 +22,6 @@ def signed_sqrt(scores: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
     tensor([-2.,  0.,  3.])
     """
     return scores.sign() * scores.abs().sqrt()
-
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,14 @@ class Cut:
         Which cut this is, for tables and reports.
     """
 
-    is_issue: Bool[Tensor, "N"]
+    is_issue: Bool[Tensor, " N"]
     threshold: float
     expected_wrong: float
     separability: float
     name: str
 
 
-def otsu_cut(scores: Float[Tensor, "N"], transform: Transform = signed_sqrt) -> Cut:
+def otsu_cut(scores: Float[Tensor, " N"], transform: Transform = signed_sqrt) -> Cut:
     """Flag the upper of the two groups that explain most variance.
 
     It always finds two groups unless all scores are equal: look at `separability` before you
@@ -74,7 +73,7 @@ def otsu_cut(scores: Float[Tensor, "N"], transform: Transform = signed_sqrt) -> 
 
 
 def expected_false_discovery_cut(
-    scores: Float[Tensor, "N"], rate: float, transform: Transform = signed_sqrt
+    scores: Float[Tensor, " N"], rate: float, transform: Transform = signed_sqrt
 ) -> Cut:
     """Flag as many samples as possible while the expected share of clean ones stays below a rate.
 
@@ -111,9 +110,7 @@ def expected_false_discovery_cut(
     return _cut(scores, num, float(wrong.mean()), otsu(transformed).separability, name)
 
 
-def budget_cut(
-    scores: Float[Tensor, "N"], budget: int, transform: Transform = signed_sqrt
-) -> Cut:
+def budget_cut(scores: Float[Tensor, " N"], budget: int, transform: Transform = signed_sqrt) -> Cut:
     """Flag the `budget` largest scores, fewer where a tie at the cut would have to be parted.
 
     The share of wrong labels does not follow from a budget; the one given is that of `otsu_cut`.

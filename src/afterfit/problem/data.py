@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Generator, Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     DataLoader,
     IterableDataset,
@@ -28,6 +29,7 @@ from afterfit.typing import Inputs
 
 _SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 _COLUMN = (Tensor, np.ndarray)
+_HASHED_INPUTS = 64
 _TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 
 
@@ -268,12 +270,14 @@ class Batches:
         return self._targets
 
     def fingerprint(self) -> str:
-        """Hash of the targets and of the first batch of inputs, by which artifacts know their data."""
+        """Hash of all targets and of the first inputs, by which artifacts know their data."""
         digest = blake2b(digest_size=12)
-        first = self.fetch(torch.arange(min(self.num_samples, self.batch_size)))
+        first = self.fetch(torch.arange(min(self.num_samples, _HASHED_INPUTS)))
         for leaf in (self.targets(), *tree_leaves(first.inputs)):
             if isinstance(leaf, Tensor):
-                digest.update(leaf.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+                row = leaf.detach().cpu().contiguous().view(-1)
+                digest.update(str((leaf.dtype, tuple(leaf.shape))).encode())
+                digest.update(row.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def subset(self, index: Int[Tensor, " K"] | Bool[Tensor, " N"]) -> "Batches":

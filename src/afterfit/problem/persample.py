@@ -20,7 +20,7 @@ def outputs(problem: Problem, data: Batches, params: Params | None = None) -> Fl
     at = problem.params if params is None else params
     with torch.inference_mode():
         rows = [problem.forward(at, move(batch.inputs, problem.device)) for batch in data]
-    return torch.cat(rows).clone()
+    return torch.cat(rows)
 
 
 def losses(problem: Problem, data: Batches, params: Params | None = None) -> Float[Tensor, " N"]:
@@ -39,7 +39,7 @@ def losses(problem: Problem, data: Batches, params: Params | None = None) -> Flo
             column = batch_losses(problem, at, batch)
             _require_finite(column, batch, data)
             columns.append(column)
-    return torch.cat(columns).clone()
+    return torch.cat(columns)
 
 
 def batch_losses(problem: Problem, params: Params, batch: Batch) -> Float[Tensor, " B"]:

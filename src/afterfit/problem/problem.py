@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any, final
 
 import torch
@@ -19,6 +20,10 @@ Forward = Callable[[Params, Inputs], Tensor]
 
 _COMPUTE_WEIGHTS = (WeightNorm, SpectralNorm, BasePruningMethod)
 """Hooks that are part of the network: without them its parameters would not reach its weights."""
+
+
+_ONE_AT_A_TIME = RLock()
+"""A call lends the network its parameters, and two threads at once would mix theirs."""
 
 
 @final
@@ -141,10 +146,15 @@ def _call(network: nn.Module) -> Forward:
         _require_known(params, known)
         lent = {name: b.clone() for name, b in buffers.items() if name not in params}
         arguments, keywords = _as_arguments(inputs)
-        returned = torch.func.functional_call(network, {**lent, **params}, arguments, keywords)
-        return _as_outputs(returned)
+        return _as_outputs(_lend(network, {**lent, **params}, arguments, keywords))
 
     return forward
+
+
+def _lend(network: nn.Module, tensors: Params, arguments: Any, keywords: Any) -> Any:
+    """Call a network with other tensors in place of its own."""
+    with _ONE_AT_A_TIME:
+        return torch.func.functional_call(network, dict(tensors), arguments, keywords)
 
 
 def _all_names(network: nn.Module) -> frozenset[str]:

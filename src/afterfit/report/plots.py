@@ -28,13 +28,13 @@ def score_histogram(
         True where the label is known to be wrong, when it is known.
     """
     values = _signed_sqrt(np.asarray(scores, dtype=np.float64))
-    cut = float(_signed_sqrt(np.array(threshold)))
+    cut = float(_signed_sqrt(np.array([threshold], dtype=np.float64))[0])
     edges = _edges(np.append(values, cut), num_bins)
     wrong = None if truth is None else np.asarray(truth, dtype=bool)
     above = int(np.sum(np.asarray(scores, dtype=np.float64) > threshold))
     description = f"{above} of {len(values)} scores lie above the threshold {threshold:.3g}."
 
-    with styled(7.2, 3.1) as figure:
+    with styled(10.2, 3.2) as figure:
         axes = figure.add_subplot()
         if wrong is None:
             _filled(axes, values[values <= cut], edges, CLEAN, "label looks right")
@@ -111,7 +111,7 @@ def rate_search_plot(
     )
     allowed = loss <= cap
     description = f"{len(rate)} learning rates were tried, {chosen:.3g} was chosen."
-    with styled(7.2, 3.9) as figure:
+    with styled(10.2, 4.0) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True)
         _marked(upper, rate, share, allowed)
         upper.set_ylabel("separability")
@@ -248,11 +248,11 @@ def _corners(num: int, most: int = 400) -> NDArray[np.intp]:
     return np.unique(np.linspace(0, num - 1, min(num, most)).round().astype(np.intp))
 
 
-def _percent(value: float, _position: int) -> str:
+def _percent(value: float, _position: int | None) -> str:
     return f"{value:.0%}"
 
 
-def _plain(value: float, _position: int) -> str:
+def _plain(value: float, _position: int | None) -> str:
     return f"{value:g}"
 
 

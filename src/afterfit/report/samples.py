@@ -44,7 +44,7 @@ def image_html(pixels: ArrayLike) -> str:
     height, width = channels_last.shape[:2]
     small = _averaged_down(_bytes(channels_last))
     file = io.BytesIO()
-    matplotlib.image.imsave(file, small, format="png", metadata={"Software": None})
+    matplotlib.image.imsave(file, small, format="png", metadata={"Software": "afterfit"})
     data = base64.b64encode(file.getvalue()).decode("ascii")
     return Markup(
         '<img class="sample-image" src="data:image/png;base64,{}" alt="{} x {} pixels">'

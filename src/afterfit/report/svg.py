@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from xml.sax.saxutils import escape
 
 import matplotlib
@@ -26,7 +27,7 @@ IN_PAGE = {
 }
 """What the colors become, so that a page can choose lighter ones for the dark."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "afterfit",
     "font.family": "sans-serif",
@@ -61,7 +62,6 @@ def styled(width: float, height: float) -> Iterator[Figure]:
     """A figure of so many inches, drawn in our style and outside pyplot's state."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasSVG(figure)
         yield figure
 
 
@@ -76,7 +76,7 @@ def inline_svg(figure: Figure, title: str, description: str) -> str:
     with warnings.catch_warnings():
         # The reader's fonts draw the text: a glyph that ours lack is no loss.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.canvas.print_svg(file, metadata=nothing)
+        FigureCanvasSVG(figure).print_svg(file, metadata=nothing)
     drawing = file.getvalue()
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"\s*<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)

@@ -59,6 +59,7 @@ def test_the_settings_of_attention_come_back():
         return torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
 
     before = state()
+    assert before == (True, True)
     with differentiable_attention():
         assert state() == (False, False)
     assert state() == before

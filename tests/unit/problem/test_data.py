@@ -196,7 +196,9 @@ def test_a_subset_holds_its_samples_with_their_ids(source: Any):
     assert part.batch_size == 2
     assert torch.equal(read(part)[1], X[[6, 1, 3]])
     assert part.targets().tolist() == [60, 10, 30]
+    (last,) = part.subset(torch.tensor([2]))
     assert part.subset(torch.tensor([2])).ids == ["d"]
+    assert last.targets.tolist() == [30]
     assert data.num_samples == 7
 
 
@@ -210,6 +212,17 @@ def test_a_subset_may_be_a_mask():
 def test_an_empty_subset_is_refused(index: Tensor):
     with pytest.raises(ValueError, match="subset is empty"):
         Batches((X, Y)).subset(index)
+
+
+def test_the_fingerprint_knows_the_data_and_not_how_it_is_read():
+    order = torch.tensor([1, 0, 2, 3, 4, 5, 6])
+    same = [(X, Y), TensorDataset(X, Y), Pairs(), DataLoader(Pairs(), batch_size=2)]
+    others = [(X + 1, Y), (X, Y + 1), (X[order], Y[order]), (X.float(), Y), (X.view(7, 2, 1), Y)]
+    names = {Batches(data, batch_size=size).fingerprint() for data in same for size in (1, 3, 50)}
+    assert len(names) == 1
+    assert len(names | {Batches(data).fingerprint() for data in others}) == 6
+    assert len(names | {Batches((X, Y)).subset(order).fingerprint()}) == 2
+    assert Batches(Dicts("y")).fingerprint() == Batches(Dicts("labels")).fingerprint()
 
 
 def test_batches_of_batches_keep_order_and_ids():

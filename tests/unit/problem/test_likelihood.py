@@ -77,12 +77,22 @@ def test_the_mean_is_the_target_at_which_the_loss_has_no_slope(likelihood):
 
 
 @every_model
-def test_sampled_targets_have_the_mean(likelihood, generator: Generator):
+def test_sampled_targets_have_the_mean_and_the_variance(likelihood, generator: Generator):
     outputs, num = torch.tensor([[0.3, -1.0, 1.2]], dtype=torch.float64), 20_000
     y = likelihood.sample(outputs.expand(num, -1), generator)
     values = functional.one_hot(y, 3).double() if isinstance(likelihood, Categorical) else y
-    stderr = values.std(0) / math.sqrt(num)
-    assert ((values.mean(0) - likelihood.mean(outputs)[0]).abs() / stderr).max() < 5
+    mean, variance = likelihood.mean(outputs)[0], model_variance(likelihood, outputs)
+    assert ((values.mean(0) - mean).abs() / (variance / num).sqrt()).max() < 5
+    squares = (values - mean).square()
+    assert ((squares.mean(0) - variance).abs() / (squares.std(0) / math.sqrt(num))).max() < 5
+
+
+def model_variance(likelihood: Likelihood, outputs: Tensor) -> Tensor:
+    """Diagonal of the Hessian where the outputs are the natural parameters of the family."""
+    if isinstance(likelihood, Gaussian):
+        return torch.full((3,), likelihood.sigma**2, dtype=torch.float64)
+    (root,) = likelihood.root(outputs)
+    return (root @ root.T).diagonal()
 
 
 @every_model

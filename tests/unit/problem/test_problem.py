@@ -2,23 +2,20 @@ import copy
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Generator, Tensor, nn
-from torch.nn import functional
-from torch.nn.utils import parametrizations, prune
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from afterfit.problem import (
     Batches,
-    Categorical,
     Gaussian,
     Member,
     MemberStore,
-    PerSample,
     Problem,
     TrainingStream,
     gradients,
@@ -30,7 +27,6 @@ from afterfit.problem import (
 from afterfit.problem.ensemble import fingerprint
 from afterfit.problem.persample import total_gradient
 from afterfit.problem.problem import move
-from tests import truth
 from tests.cases import NETWORKS, make_case, make_data, make_module
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -107,8 +103,14 @@ def test_what_is_deterministic_leaves_the_random_state_alone(network: str):
     next(TrainingStream(data).batches(seed=3))
 
 
+def run_without_type_checks(script: str) -> None:
+    """Run in a process of its own: the checks draw random numbers and cannot be pickled."""
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, **paths}, check=True)
+
+
 def test_the_random_state_of_python_is_kept():
-    script = """
+    run_without_type_checks("""
 import random
 import torch
 from afterfit.problem import Batches, Gaussian, Problem, TrainingStream, gradients, losses
@@ -129,9 +131,7 @@ try:
 except ZeroDivisionError:
     pass
 assert random.getstate() == before
-"""
-    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", script], env={**os.environ, **paths}, check=True)
+""")
 
 
 @every_network
@@ -171,11 +171,26 @@ def test_train_forward_is_the_module_in_train_mode():
         assert not torch.equal(buffers[name], problem.buffers[name])
 
 
+class Counting(nn.Linear):
+    """Multiplies its output by the number of calls."""
+
+    def __init__(self) -> None:
+        nn.Linear.__init__(self, 3, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.calls * nn.Linear.forward(self, x)
+
+
 def test_train_forward_starts_from_the_trained_buffers_where_none_are_passed():
-    module = nn.Sequential(parametrizations.spectral_norm(nn.Linear(3, 2))).double()
-    problem, x = Problem.from_module(module, Gaussian()), torch.ones(4, 3, dtype=torch.float64)
+    problem, x = Problem.from_module(Counting(), Gaussian()), torch.ones(4, 3)
     first, second = (problem.train_forward(problem.params, x) for _ in range(2))
-    assert torch.equal(first, second)  # the power iteration did not go on from the first call
+    assert torch.equal(first, second)
+
+    state = {**problem.params, "calls": torch.zeros(())}
+    first, second = (problem.train_forward(state, x) for _ in range(2))
+    assert torch.equal(2 * first, second)
 
 
 def test_buffers_that_are_passed_move_the_normalization():
@@ -206,183 +221,45 @@ def test_what_the_caller_leaves_out_is_that_of_the_trained_network():
     assert torch.equal(case.problem.forward(part, inputs), expected)
 
 
+def test_threads_do_not_mix_their_parameters():
+    module, data = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 2)), torch.ones(40, 64)
+    problem = Problem.from_module(module, Gaussian())
+    points = [{name: i * value for name, value in problem.params.items()} for i in range(40)]
+    expected = [problem.forward(point, data) for point in points]
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda point: [problem.forward(point, data) for _ in range(20)], points)
+    for outputs_of_one, right in zip(found, expected, strict=True):
+        assert all(torch.equal(one, right) for one in outputs_of_one)
+
+
+def test_a_problem_travels_to_another_process():
+    run_without_type_checks("""
+import cloudpickle
+import torch
+from afterfit.problem import Batches, Gaussian, Problem, linearize, losses, restrict
+
+network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+problem = Problem.from_module(network, Gaussian())
+data = Batches((torch.ones(4, 2), torch.ones(4, 3)))
+for sent in (problem, linearize(problem), restrict(problem, "0.*")):
+    arrived = cloudpickle.loads(cloudpickle.dumps(sent))
+    assert torch.equal(losses(arrived, data), losses(sent, data))
+""")
+
+
 def test_names_that_the_network_does_not_have_are_refused():
     case = make_case("mlp", "gaussian")
     with pytest.raises(ValueError, match=r"no parameters or buffers \['0\.wieght'\]"):
         case.problem.forward({"0.wieght": torch.zeros(5, 3)}, torch.zeros(1, 3))
 
 
-def test_hooks_of_the_user_are_not_run():
-    module, seen = make_module("mlp", "gaussian"), []
-    for part in module.modules():
-        part.register_forward_hook(lambda *_: seen.append("forward"))
-        part.register_forward_pre_hook(lambda *_: seen.append("before"))
-        part.register_forward_hook(lambda *_, **__: seen.append("named"), with_kwargs=True)
-        part.register_full_backward_hook(lambda *_: seen.append("backward"))
-        part.register_full_backward_pre_hook(lambda *_: seen.append("before backward"))
-    problem, data = Problem.from_module(module, Gaussian()), make_data("mlp", "gaussian")
-    losses(problem, data)
-    total_gradient(problem, data)
-    problem.train_forward(problem.params, data.fetch(torch.tensor([0])).inputs)
-    assert seen == []
-    module(torch.zeros(1, 3, dtype=torch.float64))
-    assert "forward" in seen
-
-
-def test_tied_weights_are_one_parameter_and_stay_tied(generator: Generator):
-    problem, data = make_case("tied", "gaussian").problem, make_data("tied", "gaussian")
-    assert "encoder.weight" in problem.params
-    assert "decoder.weight" not in problem.params
-    weight = torch.randn(3, 3, dtype=torch.float64, generator=generator)
-    twin = make_module("tied", "gaussian")
-    twin.encoder.weight = twin.decoder.weight = nn.Parameter(weight)
-    found = outputs(problem, data, {"encoder.weight": weight})
-    _, inputs, _ = data.fetch(torch.arange(7))
-    assert_close(found, twin(inputs).detach(), **EXACT)
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [parametrizations.weight_norm, parametrizations.spectral_norm],
-    ids=["weight_norm", "spectral_norm"],
-)
-def test_parametrized_weights_are_differentiated_through(wrap, generator: Generator):
-    module = nn.Sequential(wrap(nn.Linear(3, 2)), nn.Tanh(), nn.Linear(2, 2)).double()
-    data = make_data("linear", "gaussian")
-    require_differentiates(module, data)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        torch.nn.utils.weight_norm,
-        torch.nn.utils.spectral_norm,
-        lambda layer: prune.l1_unstructured(layer, "weight", 2),
-    ],
-    ids=["weight_norm", "spectral_norm", "prune"],
-)
-def test_hooks_of_torch_that_compute_weights_are_part_of_the_network(wrap):
-    module = nn.Sequential(wrap(nn.Linear(3, 2)), nn.Tanh(), nn.Linear(2, 2)).double()
-    module(torch.ones(2, 3, dtype=torch.float64))
-    require_differentiates(module, make_data("linear", "gaussian"))
-
-
-def require_differentiates(module: nn.Module, data: Batches) -> None:
-    """Compare with autograd on the module itself, in every parameter."""
-    before = state_of(module)
-    problem = Problem.from_module(module, Gaussian())
-    rows = torch.cat([part for _, part in gradients(problem, data)])
-    require_same(before, state_of(module))
-
-    module.eval()
-    for row, (inputs, target) in zip(rows, truth.samples(data), strict=True):
-        loss = truth.negative_log_likelihood(Gaussian(), module(inputs), target).sum()
-        expected = torch.autograd.grad(loss, tuple(module.parameters()))
-        assert_close(row, truth.flat(expected), **EXACT)
-    assert rows.any(0).sum() >= rows.shape[1] - 2  # two weights are pruned
-
-
-class TwoInputs(nn.Module):
-    def __init__(self) -> None:
-        nn.Module.__init__(self)
-        self.weight = nn.Parameter(torch.ones(2, 3))
-
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return (x * z) @ self.weight.T
-
-
-def test_a_network_may_take_several_inputs(generator: Generator):
-    x, z = (torch.randn(5, 3, generator=generator) for _ in range(2))
-    y = torch.zeros(5, 2)
-    problem = Problem.from_module(TwoInputs(), Gaussian())
-    for data in (Batches((x, z, y)), Batches(list(zip(x, z, y, strict=True)), batch_size=2)):
-        assert_close(outputs(problem, data), TwoInputs()(x, z).detach())
-        assert_close(torch.cat([g for _, g in gradients(problem, data)]).shape, (5, 6))
-
-
-def test_a_network_may_return_an_object_with_logits():
-    class Returned:
-        def __init__(self, logits: Tensor) -> None:
-            self.logits = logits
-
-    class Model(nn.Linear):
-        def forward(self, x: Tensor) -> Returned:
-            return Returned(nn.Linear.forward(self, x))
-
-    problem = Problem.from_module(Model(3, 2), Categorical())
-    assert problem.forward(problem.params, torch.zeros(4, 3)).shape == (4, 2)
-
-
-def test_a_network_that_returns_something_else_is_refused():
-    class Model(nn.Linear):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return x, x
-
-    problem = Problem.from_module(Model(3, 2), Categorical())
-    with pytest.raises(TypeError, match="returned a tuple, expected a tensor of outputs"):
-        problem.forward(problem.params, torch.zeros(4, 3))
-
-
-def test_a_lazy_module_is_refused_until_it_has_run():
-    module = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Linear(4, 2))
-    with pytest.raises(
-        ValueError, match=r"\['0\.weight', .* have no shape yet.*run it on one batch"
-    ):
-        Problem.from_module(module, Categorical())
-    module(torch.zeros(2, 3))
-    assert Problem.from_module(module, Categorical()).num_params == 16 + 8 + 10
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_parameters_that_are_not_finite_are_refused(value: float):
-    module = make_module("mlp", "gaussian")
-    with torch.no_grad():
-        module[3].bias[0] = value
-    with pytest.raises(ValueError, match=r"parameters \['3\.bias'\] hold NaN or infinite"):
-        Problem.from_module(module, Gaussian())
-
-
-def test_a_module_without_parameters_is_refused():
-    with pytest.raises(ValueError, match="Tanh has no parameters"):
-        Problem.from_module(nn.Tanh(), Gaussian())
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_a_reduced_loss_module_is_refused(reduction: str):
-    with pytest.raises(
-        ValueError, match=rf"reduction='{reduction}'.*CrossEntropyLoss\(reduction='none'"
-    ):
-        Problem.from_module(nn.Linear(3, 2), nn.CrossEntropyLoss(reduction=reduction))
-
-
-def test_an_unreduced_loss_module_and_a_function_are_taken():
-    x, y = torch.zeros(4, 3), torch.tensor([0, 1, 1, 0])
-    module = nn.Linear(3, 2)
-    expected = losses(Problem.from_module(module, Categorical()), Batches((x, y)))
-    for loss in (
-        nn.CrossEntropyLoss(reduction="none"),
-        lambda f, y: functional.cross_entropy(f, y, reduction="none"),
-    ):
-        problem = Problem.from_module(module, loss)
-        assert isinstance(problem.likelihood, PerSample)
-        assert_close(losses(problem, Batches((x, y))), expected)
-
-
-def test_a_function_that_reduces_is_refused_at_its_first_batch():
-    problem = Problem.from_module(nn.Linear(3, 2), functional.cross_entropy)
-    data = Batches((torch.zeros(4, 3), torch.tensor([0, 1, 1, 0])))
-    with pytest.raises(ValueError, match="one number for each sample"):
-        losses(problem, data)
-    with pytest.raises(ValueError, match="one number for each sample"):
-        next(gradients(problem, data))
-
-
-def test_the_class_of_a_likelihood_is_not_a_likelihood():
-    with pytest.raises(
-        TypeError, match=r"the class Categorical, expected an object: pass Categorical\(\)"
-    ):
-        Problem.from_module(nn.Linear(3, 2), Categorical)
+def test_a_problem_knows_its_normalizations():
+    found = {name: make_case(name, "gaussian").problem.normalizations for name in NETWORKS}
+    assert found.pop("batch-norm") == ("1",)
+    assert found.pop("attention") == ("layer.norm1", "layer.norm2")
+    assert set(found.values()) == {()}
+    attention = make_case("attention", "gaussian").problem
+    assert restrict(attention, "layer.norm2.*|head.*").normalizations == ("layer.norm2",)
 
 
 def test_a_problem_knows_its_size_its_type_and_its_place():
