@@ -51,7 +51,9 @@ def factory(epochs: int = 30) -> af.Trained:
         nn.functional.cross_entropy(net(x), y).backward()
         optimizer.step()
         schedule.step()
-    return af.Trained(net.eval(), data, classes=[str(k) for k in range(10)], wrong=wrong, epochs=epochs)
+    return af.Trained(
+        net.eval(), data, classes=[str(k) for k in range(10)], wrong=wrong, epochs=epochs
+    )
 
 
 # %%

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 import afterfit as af
 
 CLASSES = ("description", "entity", "abbreviation", "human", "location", "number")
-OPENINGS = ("what is a", "what kind of", "what does stand for", "who was the", "where is the", "how many")
+OPENINGS = (
+    "what is a",
+    "what kind of",
+    "what does stand for",
+    "who was the",
+    "where is the",
+    "how many",
+)
 
 
 # %%
@@ -28,7 +35,9 @@ def questions() -> tuple[list[str], Tensor]:
     rng = random.Random(0)
     labels = [rng.randrange(6) for _ in range(600)]
     nouns = [f"noun{k}" for k in range(200)]
-    return [f"{OPENINGS[k]} {rng.choice(nouns)} {rng.choice(nouns)}" for k in labels], torch.tensor(labels)
+    return [f"{OPENINGS[k]} {rng.choice(nouns)} {rng.choice(nouns)}" for k in labels], torch.tensor(
+        labels
+    )
 
 
 def padded(texts: list[str], length: int = 24, size: int = 2000) -> Tensor:

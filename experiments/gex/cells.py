@@ -61,12 +61,24 @@ def names() -> list[str]:
         for regime in REGIMES
     ]
     mnist = [f"mnist-{kind}-{rate}-memorized-0" for kind, rate in NOISES]
-    mnist += ["mnist-uniform-0.1-early-0", "mnist-asymmetric-0.2-trained-0", "mnist-uniform-0.2-trained-0"]
+    mnist += [
+        "mnist-uniform-0.1-early-0",
+        "mnist-asymmetric-0.2-trained-0",
+        "mnist-uniform-0.2-trained-0",
+    ]
     tables = [f"cancer-uniform-0.2-{regime}-{seed}" for regime in REGIMES for seed in range(3)]
-    human = [f"features-{kind}-human-trained-{seed}" for kind in ("aggre", "random1", "worse") for seed in range(3)]
+    human = [
+        f"features-{kind}-human-trained-{seed}"
+        for kind in ("aggre", "random1", "worse")
+        for seed in range(3)
+    ]
     human += [f"agnews-human-0.2-trained-{seed}" for seed in range(3)]
     trec = [f"trec-uniform-0.2-{regime}-0" for regime in REGIMES]
-    cifar = ["cifar-uniform-0.2-trained-0", "cifar-aggre-human-trained-0", "cifar-worse-human-trained-0"]
+    cifar = [
+        "cifar-uniform-0.2-trained-0",
+        "cifar-aggre-human-trained-0",
+        "cifar-worse-human-trained-0",
+    ]
     return human + tables + digits[:12] + trec + mnist + cifar + digits[12:]
 
 
@@ -134,8 +146,14 @@ def features_job(kind: str, noisy: str, folder: Path, cache: Path) -> Job:
     inputs = (inputs - inputs.mean(0)) / inputs.std(0).clamp_min(1e-6)
     width, num_classes = inputs.shape[1], int(clean.max()) + 1
     return Job(
-        inputs, labels, labels != clean, lambda s: networks.mlp(width, num_classes, (256,), seed=s),
-        networks.Regime(20, None), None, peak_rate=0.02, convolutional=False,
+        inputs,
+        labels,
+        labels != clean,
+        lambda s: networks.mlp(width, num_classes, (256,), seed=s),
+        networks.Regime(20, None),
+        None,
+        peak_rate=0.02,
+        convolutional=False,
     )
 
 
@@ -146,12 +164,20 @@ def trec_job(folder: Path, rate: float, regime: str, seed: int) -> Job:
     labels, wrong = noise.uniform(loaded.labels, rate, 6, np.random.default_rng(seed))
     augment = networks.drop_words(0.1)
     return Job(
-        words, labels, wrong, lambda s: networks.bag_of_words(2001, 6, seed=s),
-        regimes(augment)[regime], fit_augment(regime, augment), peak_rate=0.2, convolutional=False,
+        words,
+        labels,
+        wrong,
+        lambda s: networks.bag_of_words(2001, 6, seed=s),
+        regimes(augment)[regime],
+        fit_augment(regime, augment),
+        peak_rate=0.2,
+        convolutional=False,
     )
 
 
-def with_noise(kind: str, rate: float, inputs: Tensor, clean: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def with_noise(
+    kind: str, rate: float, inputs: Tensor, clean: Tensor, seed: int
+) -> tuple[Tensor, Tensor]:
     rng, num_classes = np.random.default_rng(seed), int(clean.max()) + 1
     if kind == "uniform":
         return noise.uniform(clean, rate, num_classes, rng)
@@ -168,7 +194,9 @@ def run(name: str, folder: Path, cache: Path) -> dict:
         plain = networks.Regime(task.regime.epochs, task.regime.augment)
         return networks.train(network, inputs, labels, plain, number, task.peak_rate).network
 
-    trained = networks.train(task.make(seed), task.inputs, task.labels, task.regime, seed, task.peak_rate)
+    trained = networks.train(
+        task.make(seed), task.inputs, task.labels, task.regime, seed, task.peak_rate
+    )
     problem = Problem.from_module(trained.network, Categorical())
     batches = Batches((task.inputs, task.labels), 512)
     seconds: dict[str, float] = {}
@@ -191,21 +219,35 @@ def run(name: str, folder: Path, cache: Path) -> dict:
     measure("margin", lambda: baselines.margin_scores(problem, batches))
     measure("entropy", lambda: baselines.entropy_scores(problem, batches))
     measure("gradient_norm", lambda: baselines.gradient_norm_scores(problem, batches))
-    measure("random_projection", lambda: RandomProjection(20, seed).fit(problem, batches).self_scores())
-    states = [{n: c.state[n] for n in (*problem.params, *problem.buffers)} for c in trained.checkpoints]
+    measure(
+        "random_projection", lambda: RandomProjection(20, seed).fit(problem, batches).self_scores()
+    )
+    states = [
+        {n: c.state[n] for n in (*problem.params, *problem.buffers)} for c in trained.checkpoints
+    ]
     rates = [c.learning_rate + 1e-12 for c in trained.checkpoints]
-    if not task.convolutional:  # captum has no embedding layers; elsewhere it is the same score, and faster
+    if (
+        not task.convolutional
+    ):  # captum has no embedding layers; elsewhere it is the same score, and faster
         measure("tracin", lambda: TracIn(states, rates).fit(problem, batches).self_scores())
     measure("arnoldi", lambda: ArnoldiInfluence().fit(problem, batches).self_scores())
     measure("knn", lambda: baselines.knn_scores(task.inputs.flatten(1).float(), task.labels, 10))
     scores["aum"], seconds["aum"] = baselines.aum_scores(trained.margins.T), 0.0
-    scores["forgetting"], seconds["forgetting"] = baselines.forgetting_scores(trained.margins.T > 0).float(), 0.0
+    scores["forgetting"], seconds["forgetting"] = (
+        baselines.forgetting_scores(trained.margins.T > 0).float(),
+        0.0,
+    )
     young = max(1, min(10, task.regime.epochs // 4))
 
     def el2n() -> Tensor:
         short = networks.Regime(young, task.regime.augment)
-        nets = [networks.train(task.make(50 + k), task.inputs, task.labels, short, k, task.peak_rate) for k in range(3)]
-        return baselines.el2n_scores([Problem.from_module(n.network, Categorical()) for n in nets], batches)
+        nets = [
+            networks.train(task.make(50 + k), task.inputs, task.labels, short, k, task.peak_rate)
+            for k in range(3)
+        ]
+        return baselines.el2n_scores(
+            [Problem.from_module(n.network, Categorical()) for n in nets], batches
+        )
 
     measure("el2n", el2n)
     num_classes = int(task.labels.max()) + 1
@@ -216,10 +258,18 @@ def run(name: str, folder: Path, cache: Path) -> dict:
             peers.cross_validated(task.make, train, task.inputs, task.labels, num_classes, seed),
         ),
     )
-    measure("kronfluence", lambda: peers.Kronfluence(trained.network, task.inputs, task.labels).fit().self_scores())
+    measure(
+        "kronfluence",
+        lambda: peers.Kronfluence(trained.network, task.inputs, task.labels).fit().self_scores(),
+    )
     if task.convolutional:
         captum_states = [c.state for c in trained.checkpoints]
-        measure("captum", lambda: peers.captum_tracin(trained.network, captum_states, rates, task.inputs, task.labels))
+        measure(
+            "captum",
+            lambda: peers.captum_tracin(
+                trained.network, captum_states, rates, task.inputs, task.labels
+            ),
+        )
 
     fitted = gex["fitted"]
     table, half = fitted.table, len(fitted.ensemble)
@@ -242,7 +292,9 @@ def run(name: str, folder: Path, cache: Path) -> dict:
         "reliability": fitted.reliability(),
         "otsu": {
             "flagged": int(flagged.sum()),
-            "precision": float(task.wrong[flagged].float().mean()) if flagged.any() else float("nan"),
+            "precision": float(task.wrong[flagged].float().mean())
+            if flagged.any()
+            else float("nan"),
             "recall": float(flagged[task.wrong].float().mean()),
             "estimated": cut.expected_wrong,
             "separability": cut.separability,
@@ -257,7 +309,9 @@ def run(name: str, folder: Path, cache: Path) -> dict:
     }
     for label, values in scores.items():
         usable = torch.nan_to_num(values.double(), nan=0.0, posinf=1e30)
-        error = bootstrap(average_precision, usable, task.wrong, 200, torch.Generator().manual_seed(1))
+        error = bootstrap(
+            average_precision, usable, task.wrong, 200, torch.Generator().manual_seed(1)
+        )
         result["scores"][label] = {
             "auc": auc(usable, task.wrong),
             "ap": average_precision(usable, task.wrong),
@@ -272,8 +326,10 @@ BILINEAR = ("gradient_norm", "random_projection", "tracin", "arnoldi", "kronflue
 
 def table(out: Path) -> None:
     """Print a row for each cell: AP of GEX, loss, best bilinear, cleanlab; wins within one standard error."""
-    print(f"{'cell':34s} {'acc':>5s} {'GEX':>6s} {'±':>5s} {'loss':>6s} {'bilin':>6s} {'cleanl':>6s} {'EL2N':>6s} {'AUM':>6s}"
-          f" {'AUC':>6s} {'s GEX':>6s} {'s clean':>7s}  verdict")
+    print(
+        f"{'cell':34s} {'acc':>5s} {'GEX':>6s} {'±':>5s} {'loss':>6s} {'bilin':>6s} {'cleanl':>6s} {'EL2N':>6s} {'AUM':>6s}"
+        f" {'AUC':>6s} {'s GEX':>6s} {'s clean':>7s}  verdict"
+    )
     for path in sorted(out.glob("*.json")):
         found = json.loads(path.read_text())
         ap = {label: entry["ap"] for label, entry in found["scores"].items()}

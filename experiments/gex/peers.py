@@ -39,7 +39,9 @@ def kronfluence_task():
 class Kronfluence:
     """EK-FAC by kronfluence: factors are fitted once, then asked for self- and pairwise scores."""
 
-    def __init__(self, network: nn.Module, inputs: Tensor, labels: Tensor, folder: Path | None = None):
+    def __init__(
+        self, network: nn.Module, inputs: Tensor, labels: Tensor, folder: Path | None = None
+    ):
         from kronfluence.analyzer import Analyzer, prepare_model
         from kronfluence.utils.dataset import DataLoaderKwargs
 
@@ -48,13 +50,20 @@ class Kronfluence:
         task = kronfluence_task()
         model = prepare_model(copy.deepcopy(network).eval(), task)
         self.analyzer = Analyzer(
-            "peers", model, task, cpu=True, disable_tqdm=True,
-            output_dir=str(folder or tempfile.mkdtemp()), disable_model_save=True,
+            "peers",
+            model,
+            task,
+            cpu=True,
+            disable_tqdm=True,
+            output_dir=str(folder or tempfile.mkdtemp()),
+            disable_model_save=True,
         )
         self.analyzer.set_dataloader_kwargs(DataLoaderKwargs(num_workers=0))
 
     def fit(self) -> "Kronfluence":
-        self.analyzer.fit_all_factors("ekfac", self.data, per_device_batch_size=512, overwrite_output_dir=True)
+        self.analyzer.fit_all_factors(
+            "ekfac", self.data, per_device_batch_size=512, overwrite_output_dir=True
+        )
         return self
 
     def self_scores(self) -> Tensor:
@@ -65,14 +74,23 @@ class Kronfluence:
 
     def scores(self, inputs: Tensor, labels: Tensor) -> Tensor:
         self.analyzer.compute_pairwise_scores(
-            "pairs", "ekfac", TensorDataset(inputs, labels), self.data, per_device_query_batch_size=512,
-            per_device_train_batch_size=512, overwrite_output_dir=True,
+            "pairs",
+            "ekfac",
+            TensorDataset(inputs, labels),
+            self.data,
+            per_device_query_batch_size=512,
+            per_device_train_batch_size=512,
+            overwrite_output_dir=True,
         )
         return self.analyzer.load_pairwise_scores("pairs")["all_modules"].float()
 
 
 def captum_tracin(
-    network: nn.Module, states: Sequence[dict[str, Tensor]], rates: Sequence[float], inputs: Tensor, labels: Tensor
+    network: nn.Module,
+    states: Sequence[dict[str, Tensor]],
+    rates: Sequence[float],
+    inputs: Tensor,
+    labels: Tensor,
 ) -> Tensor:
     """Self-influence by captum's TracInCP over checkpoints."""
     from captum.influence import TracInCP
@@ -83,8 +101,13 @@ def captum_tracin(
 
     model = copy.deepcopy(network).eval()
     tracin = TracInCP(
-        model, TensorDataset(inputs, labels), [str(k) for k in range(len(states))], load,
-        loss_fn=nn.CrossEntropyLoss(reduction="sum"), batch_size=128, sample_wise_grads_per_batch=True,
+        model,
+        TensorDataset(inputs, labels),
+        [str(k) for k in range(len(states))],
+        load,
+        loss_fn=nn.CrossEntropyLoss(reduction="sum"),
+        batch_size=128,
+        sample_wise_grads_per_batch=True,
     )
     return tracin.self_influence().detach().float()
 
@@ -111,7 +134,9 @@ def cross_validated(
     return found
 
 
-def cleanlab_scores(labels: Tensor, probabilities: np.ndarray, method: str = "self_confidence") -> Tensor:
+def cleanlab_scores(
+    labels: Tensor, probabilities: np.ndarray, method: str = "self_confidence"
+) -> Tensor:
     """Label quality by cleanlab on out-of-sample probabilities, turned so that large = suspicious."""
     from cleanlab.rank import get_label_quality_scores
 

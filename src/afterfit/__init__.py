@@ -12,8 +12,8 @@ from afterfit.influence import (
     level,
     mean_move,
     published,
-    second_moment,
     secant,
+    second_moment,
     to_stderr,
 )
 from afterfit.problem import (

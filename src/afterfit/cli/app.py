@@ -67,7 +67,7 @@ def _rate(text: str) -> Any:
 
 
 @app.command()
-def labels(  # noqa: PLR0913
+def labels(
     factory: Annotated[
         str, typer.Argument(help="FILE.py or FILE.py:FUNCTION, returning afterfit.Trained(...).")
     ],
@@ -123,9 +123,13 @@ def demo(
     _tell(run, trained)
     _say("training again without the flagged samples")
     kept = {"flagged removed": run.analysis.kept}
-    retrained = verify(lambda data: train_network(data, 60, seed), trained.batches(), trained.test, kept)
+    retrained = verify(
+        lambda data: train_network(data, 60, seed), trained.batches(), trained.test, kept
+    )
     for name, row in retrained.iterrows():
-        console.print(f"  {name}: {row['samples']} samples, test accuracy {row['test_accuracy']:.3f}")
+        console.print(
+            f"  {name}: {row['samples']} samples, test accuracy {row['test_accuracy']:.3f}"
+        )
     console.print(f"report: {run.report}")
 
 
@@ -182,7 +186,14 @@ def main() -> None:
     )
     try:
         app()
-    except (FactoryError, ValueError, TypeError, RuntimeError, OSError, FloatingPointError) as error:
+    except (
+        FactoryError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        OSError,
+        FloatingPointError,
+    ) as error:
         errors.print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

@@ -7,8 +7,8 @@ from afterfit.influence.covariance import (
     floored_secant,
     level,
     mean_move,
-    second_moment,
     secant,
+    second_moment,
 )
 from afterfit.influence.gex import GEX, published, quiet, to_stderr
 from afterfit.influence.loss_covariance import CovarianceInfluence, LossCovariance
@@ -27,9 +27,9 @@ __all__ = [
     "member_losses",
     "published",
     "quiet",
+    "secant",
     "second_moment",
     "seen_losses",
-    "secant",
     "tangents",
     "to_stderr",
 ]

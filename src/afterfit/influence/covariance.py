@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from afterfit.problem._autodiff import jvp
 from afterfit.problem.data import Batches
 from afterfit.problem.ensemble import Member
 from afterfit.problem.persample import batch_losses
-from afterfit.problem._autodiff import jvp
 from afterfit.problem.problem import Problem
 
 
@@ -141,9 +141,7 @@ def self_influence_with_stderr(table: LossTable, move: Move, moment: Moment) -> 
     units = table.units.unique().tolist()
     if len(units) < 3:
         return Scores(value, torch.full_like(value, torch.nan))
-    left_out = torch.stack(
-        [self_influence(table.without(unit), move, moment) for unit in units]
-    )
+    left_out = torch.stack([self_influence(table.without(unit), move, moment) for unit in units])
     spread = (left_out - left_out.mean(0)).square().sum(0)
     return Scores(value, (spread * (len(units) - 1) / len(units)).sqrt())
 

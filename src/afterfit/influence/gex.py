@@ -23,8 +23,8 @@ from afterfit.influence.covariance import (
     floored_secant,
     level,
     mean_move,
-    second_moment,
     secant,
+    second_moment,
 )
 from afterfit.influence.loss_covariance import CovarianceInfluence, LossCovariance, Recorded
 from afterfit.problem.data import Augment, Batches, TrainingStream
@@ -165,7 +165,9 @@ class GEX:
         """
         stream = self._stream(train, fit)
         auto = self.weight_decay == "auto"
-        sampler = self._template(default_weight_decay(problem) if auto else float(self.weight_decay))
+        sampler = self._template(
+            default_weight_decay(problem) if auto else float(self.weight_decay)
+        )
         trials = self.max_trials if self.learning_rate == "auto" else 0
         if self.budget is not None:
             sampler, trials = within_budget(sampler, stream, trials, self.budget)
@@ -203,7 +205,7 @@ class GEX:
         key = settings_key(problem, train.fingerprint(), sampler.key(), settings)
         return MemberStore(Path(folder) / "members", key)
 
-    def _search(  # noqa: PLR0913
+    def _search(
         self,
         problem: Problem,
         train: Batches,

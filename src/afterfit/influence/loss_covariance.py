@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from afterfit.influence.base import Influence
@@ -23,8 +23,8 @@ from afterfit.influence.covariance import (
     cross_influence_with_stderr,
     inner,
     reliability,
-    second_moment,
     secant,
+    second_moment,
     self_influence_with_stderr,
 )
 from afterfit.influence.table import Observe, member_losses, seen_losses, side_by_side
@@ -75,7 +75,7 @@ class LossCovariance:
         stream = TrainingStream(train) if fit is None else fit
         return self.over(problem, train, stream, MemoryStore())
 
-    def over(  # noqa: PLR0913
+    def over(
         self,
         problem: Problem,
         train: Batches,
@@ -107,9 +107,7 @@ def _seen(observe: Observe, problem: Problem, train: Batches, members: Ensemble)
 
 
 def _both(observe: Observe, problem: Problem, train: Batches, members: Ensemble) -> LossTable:
-    return side_by_side(
-        observe(problem, train, members), seen_losses(problem, train, members)
-    )
+    return side_by_side(observe(problem, train, members), seen_losses(problem, train, members))
 
 
 _RECORDED = {"members": _members, "seen": _seen, "both": _both}
@@ -210,9 +208,7 @@ class CovarianceInfluence(Influence):
         summed = torch.stack([own[group].sum(0) for group in groups])
         return inner(self.method.cross_moment(self.method.cross_move(asked)), summed)
 
-    def block(
-        self, rows: Int[Tensor, " A"], columns: Int[Tensor, " B"]
-    ) -> Float[Tensor, "A B"]:
+    def block(self, rows: Int[Tensor, " A"], columns: Int[Tensor, " B"]) -> Float[Tensor, "A B"]:
         """Influence of training samples on each other, for these rows and columns only."""
         own = self.method.cross_moment(self.method.cross_move(self.train_table()))
         return inner(own[rows], own[columns])
@@ -220,7 +216,9 @@ class CovarianceInfluence(Influence):
     def extend(self, members: int) -> "CovarianceInfluence":
         """Add members; those that are there are kept, and training goes on from the last."""
         sampler: Any = self.method.sampler
-        larger = replace(self.method, sampler=replace(sampler, members=len(self.ensemble) + members))
+        larger = replace(
+            self.method, sampler=replace(sampler, members=len(self.ensemble) + members)
+        )
         return larger.over(
             self.problem, self.train, self.stream, self.ensemble.store, search=self.search
         )

@@ -12,6 +12,9 @@ from afterfit.report.svg import CLEAN, INK, WRONG, inline_svg, styled
 MOST_CLASSES = 20
 """A confusion plot shows the classes with the most issues, at most so many."""
 
+MOST_RATES = 10
+"""Learning rates that are named on an axis; of more, every second or third."""
+
 
 def score_histogram(
     scores: ArrayLike, threshold: float, truth: ArrayLike | None = None, num_bins: int = 60
@@ -121,6 +124,8 @@ def rate_search_plot(
         for axis in (lower.xaxis, lower.yaxis):
             axis.set_major_formatter(_plain)
             axis.set_minor_formatter(NullFormatter())
+        every = -(-len(rate) // MOST_RATES)
+        lower.set_xticks(rate[::every], [f"{value:.3g}" for value in rate[::every]])
         for axes in (upper, lower):
             axes.axvline(chosen, color=WRONG, linewidth=1.5)
         upper.annotate(
@@ -248,11 +253,11 @@ def _corners(num: int, most: int = 400) -> NDArray[np.intp]:
     return np.unique(np.linspace(0, num - 1, min(num, most)).round().astype(np.intp))
 
 
-def _percent(value: float, _position: int | None) -> str:
+def _percent(value: float, _position: object) -> str:
     return f"{value:.0%}"
 
 
-def _plain(value: float, _position: int | None) -> str:
+def _plain(value: float, _position: object) -> str:
     return f"{value:g}"
 
 

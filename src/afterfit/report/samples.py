@@ -30,8 +30,8 @@ def image_html(pixels: ArrayLike) -> str:
 
     Examples
     --------
-    >>> image_html(np.zeros((2, 2)))[:32]
-    '<img class="sample-image" src="d'
+    >>> print(image_html(np.zeros((2, 2)))[:32])
+    <img class="sample-image" src="d
     """
     array = np.asarray(pixels)
     channels_last = _channels_last(array)

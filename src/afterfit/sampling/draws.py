@@ -82,7 +82,9 @@ class Checkpoints:
         for stage, state in enumerate(self.states):
             _require_fit(stage, state, problem)
             known = {**problem.params, **problem.buffers}
-            yield Member({n: state[n].to(p.device) for n, p in known.items() if n in state}, 0, stage)
+            yield Member(
+                {n: state[n].to(p.device) for n, p in known.items() if n in state}, 0, stage
+            )
 
 
 def _require_fit(stage: int, state: Params, problem: Problem) -> None:

@@ -81,7 +81,7 @@ def forecast(
     )
 
 
-def _seconds(run) -> float:  # noqa: ANN001
+def _seconds(run) -> float:
     run()
     started = time.perf_counter()
     run()

@@ -187,7 +187,9 @@ class GeometricEnsemble:
             rule = self.rule(fit)
             if missing and way is None:
                 way = faster_way(problem, starts, fit, rule) if self.step is None else train_alone
-            stops = stages_of(way or train_alone, problem, starts, fit, rule) if missing else iter(())
+            stops = (
+                stages_of(way or train_alone, problem, starts, fit, rule) if missing else iter(())
+            )
             for (chain, number), found in zip(stage, ready, strict=True):
                 member = found or self._member(problem, fit, chain, number, next(stops))
                 if store is not None and found is None:
@@ -195,7 +197,9 @@ class GeometricEnsemble:
                 last[chain] = trained if self.restart == "trained" else member.params
                 yield member
 
-    def _member(self, problem: Problem, fit: TrainingStream, chain: int, stage: int, stop: Stop) -> Member:
+    def _member(
+        self, problem: Problem, fit: TrainingStream, chain: int, stage: int, stop: Stop
+    ) -> Member:
         params = stop.params
         if self.batch_norm == "recalibrated":
             params = recalibrated(problem, params, fit, self._seed_of(chain, stage) + 1)

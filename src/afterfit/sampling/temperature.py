@@ -115,7 +115,9 @@ def find_learning_rate(
     position: int | None = GRID.index(first_rate(sampler))
     while position is not None and len(trials) < max_trials:
         rate = GRID[position]
-        trials[position] = _try(problem, train, fit, replace(sampler, learning_rate=rate), limit, made)
+        trials[position] = _try(
+            problem, train, fit, replace(sampler, learning_rate=rate), limit, made
+        )
         say(_told(trials[position]))
         position = _next(trials)
     best = max(trials.values(), key=_merit)

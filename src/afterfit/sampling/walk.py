@@ -142,7 +142,9 @@ def _train(
             if rule.clip is not None:
                 _clip([way.rows(leaf.grad) for leaf in leaves if leaf.grad is not None], rule.clip)
             for group in optimizer.param_groups:
-                group["lr"] = group.get("initial_lr", rule.learning_rate) * rule.schedule(t, rule.steps)
+                group["lr"] = group.get("initial_lr", rule.learning_rate) * rule.schedule(
+                    t, rule.steps
+                )
             optimizer.step()
             if t % _CHECK_EVERY == 0 or t == rule.steps - 1:
                 _require_finite(losses, rule)

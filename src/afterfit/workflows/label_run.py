@@ -2,7 +2,6 @@
 
 import json
 import platform
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,17 +15,22 @@ from torch import Tensor
 from afterfit.evaluate.attribution import (
     auc,
     average_precision,
-    inspection_curve,
     precision_at,
     recall_at,
 )
+from afterfit.evaluate.threshold import otsu_cut
 from afterfit.influence.gex import GEX, Say, quiet
 from afterfit.influence.loss_covariance import CovarianceInfluence
 from afterfit.problem.data import Batches
 from afterfit.problem.ensemble import fingerprint
-from afterfit.report import LabelPage, label_page, sample_html, write_table_atomic, write_text_atomic
+from afterfit.report import (
+    LabelPage,
+    label_page,
+    sample_html,
+    write_table_atomic,
+    write_text_atomic,
+)
 from afterfit.workflows.labels import Cutter, LabelAnalysis, analyze_labels
-from afterfit.evaluate.threshold import otsu_cut
 from afterfit.workflows.trained import Trained
 
 SHOWN = 60
@@ -52,7 +56,7 @@ class LabelRun:
         return self.folder / "report.html"
 
 
-def run_labels(  # noqa: PLR0913
+def run_labels(
     trained: Trained,
     folder: Path,
     method: Any = None,
@@ -74,8 +78,14 @@ def run_labels(  # noqa: PLR0913
     figures = _figures(analysis, trained.wrong)
     write_table_atomic(folder / "scores.csv", analysis.issues)
     _write_losses(folder, analysis)
-    facts = {"network": fingerprint(problem), "data": train.fingerprint(), "samples": train.num_samples}
-    write_text_atomic(folder / "result.json", json.dumps(_result(analysis, figures, facts), indent=1))
+    facts = {
+        "network": fingerprint(problem),
+        "data": train.fingerprint(),
+        "samples": train.num_samples,
+    }
+    write_text_atomic(
+        folder / "result.json", json.dumps(_result(analysis, figures, facts), indent=1)
+    )
     write_text_atomic(folder / "run.toml", _toml(chosen, facts))
     page = _page(title, trained, train, analysis, figures)
     write_text_atomic(folder / "report.html", label_page(page))

@@ -8,7 +8,7 @@ from typing import Any, final
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
@@ -17,7 +17,7 @@ from afterfit.influence.base import Influence, InfluenceMethod
 from afterfit.influence.covariance import Scores
 from afterfit.influence.gex import GEX, Say, quiet
 from afterfit.influence.loss_covariance import CovarianceInfluence
-from afterfit.problem.data import Batches, TrainingStream
+from afterfit.problem.data import Batches
 from afterfit.problem.persample import outputs
 from afterfit.problem.problem import Problem
 from afterfit.workflows.suggest import mean_prediction, soft_targets, suggested
@@ -57,7 +57,7 @@ class LabelAnalysis:
         return (~self.cut.is_issue).nonzero()[:, 0]
 
 
-def find_label_issues(  # noqa: PLR0913
+def find_label_issues(
     problem: Problem,
     train: Batches,
     method: InfluenceMethod | ScoreFunction | None = None,
@@ -77,12 +77,10 @@ def find_label_issues(  # noqa: PLR0913
         Columns index, id, given, suggested, confidence, score, stderr, rank, is_issue,
         significant; the most suspicious first.
     """
-    return analyze_labels(
-        problem, train, method, fit=fit, cut=cut, folder=folder, say=say
-    ).issues
+    return analyze_labels(problem, train, method, fit=fit, cut=cut, folder=folder, say=say).issues
 
 
-def analyze_labels(  # noqa: PLR0913
+def analyze_labels(
     problem: Problem,
     train: Batches,
     method: InfluenceMethod | ScoreFunction | None = None,
@@ -151,7 +149,7 @@ def _plain(targets: Tensor) -> list[Any]:
 
 
 @singledispatch
-def scores_of(  # noqa: PLR0913
+def scores_of(
     method: Any, problem: Problem, train: Batches, fit: Any, folder: Path | str | None, say: Say
 ) -> tuple[Scores, Influence | None]:
     """Self-influence by a method with ``fit``, or the values of a plain function."""
@@ -170,7 +168,7 @@ def scores_of(  # noqa: PLR0913
 
 
 @scores_of.register
-def _(  # noqa: PLR0913
+def _(
     method: GEX, problem: Problem, train: Batches, fit: Any, folder: Path | str | None, say: Say
 ) -> tuple[Scores, Influence | None]:
     influence = method.fit(problem, train, fit, folder, say)
@@ -213,9 +211,7 @@ def prune(data: Any, analysis: LabelAnalysis) -> Subset[Any]:
     return Subset(data, analysis.kept.tolist())
 
 
-def prune_easy(
-    scores: Float[Tensor, " N"], fraction: float
-) -> Int[Tensor, " K"]:
+def prune_easy(scores: Float[Tensor, " N"], fraction: float) -> Int[Tensor, " K"]:
     """Positions that stay when the share ``fraction`` with the lowest scores is taken away.
 
     On clean data these are the samples that the others teach anyway (Kim et al. 2023, section 5).
@@ -237,9 +233,7 @@ def relabel(problem: Problem, train: Batches, analysis: LabelAnalysis) -> Tensor
     return TensorDataset(torch.arange(len(targets)), targets)
 
 
-def corrected_labels(
-    analysis: LabelAnalysis, min_confidence: float = 0.0
-) -> Tensor:
+def corrected_labels(analysis: LabelAnalysis, min_confidence: float = 0.0) -> Tensor:
     """Labels in the order of the data, the flagged ones replaced by the suggested.
 
     Parameters

@@ -137,7 +137,7 @@ def test_the_same_input_gives_the_same_page():
     ids=lambda changes: next(iter(changes)),
 )
 def test_text_of_the_user_never_becomes_markup(changes):
-    html = label_page(page_of(**changes))
+    html = label_page(page_of(**{"search": None, "truth": None, **changes}))
     assert HOSTILE not in html
     assert "&lt;script&gt;alert(1)" in html
 
@@ -172,10 +172,10 @@ def test_labels_that_are_no_classes_are_shown_as_they_are(given, text):
 
 
 def test_long_tables_say_where_the_rest_is():
-    html = label_page(page_of(num=MOST_ROWS + 234))
+    html = label_page(page_of(num=MOST_ROWS + 234, **BARE))
     assert len(cells(html)) == MOST_ROWS
     assert "the other 234 are in <code>scores.csv</code>" in html
-    assert "scores.csv" not in label_page(page_of())
+    assert "scores.csv" not in label_page(page_of(**BARE))
 
 
 def test_rows_stand_in_the_order_of_their_rank():
