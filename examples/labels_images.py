@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Wrong labels among images
-# MNIST from the folder in `AFTERFIT_DATA` (`mnist/mnist_train.npz` with `images` and `labels`), or else
-# scikit-learn's digits. `AFTERFIT_DATA=... afterfit labels examples/labels_images.py`.
+# MNIST from the folder in `AFTERFIT_DATA` (`mnist/mnist_train.npz` with `images` and `labels`), or
+# else scikit-learn's digits. `AFTERFIT_DATA=... afterfit labels examples/labels_images.py`.
 
 # %%
 import os

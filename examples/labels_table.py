@@ -1,6 +1,7 @@
 # %% [markdown]
 # # Wrong labels in a table
-# scikit-learn's breast cancer data, 30 features a patient. `afterfit labels examples/labels_table.py`.
+# scikit-learn's breast cancer data, 30 features a patient.
+# `afterfit labels examples/labels_table.py`.
 
 # %%
 import torch

@@ -1,7 +1,8 @@
 # %% [markdown]
 # # Wrong labels among texts
-# Question types of TREC from the folder in `AFTERFIT_DATA` (`text/trec_train.txt`, a line is `<label> <words>`),
-# or else made-up questions. `AFTERFIT_DATA=... afterfit labels examples/labels_text.py`.
+# Question types of TREC from the folder in `AFTERFIT_DATA` (`text/trec_train.txt`, a line is
+# `<label> <words>`), or else made-up questions.
+# `AFTERFIT_DATA=... afterfit labels examples/labels_text.py`.
 
 # %%
 import os

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, final
 
 import pytest
@@ -142,10 +143,13 @@ BASELINES = (
 
 every_method = pytest.mark.parametrize("method", METHODS)
 every_case = pytest.mark.parametrize("case", SMALL, ids=name_of)
-some_cases = pytest.mark.parametrize("case", SMALL[1::3], ids=name_of)
+some_cases = pytest.mark.parametrize("case", [SMALL[0], SMALL[3]], ids=name_of)
 
 
-def fitted(method: str, case: Case) -> Influence:
+@cache
+def fitted(method: str, name: str) -> Influence:
+    """Fit once for all laws: the cases are fixed."""
+    (case,) = (case for case in SMALL if case.name == name)
     return METHODS[method].make(case.problem).fit(case.problem, case.data)
 
 
@@ -158,7 +162,7 @@ def require_scores(influence: Influence, query: Batches, expected: Tensor) -> No
 
 
 def require_diagonal(influence: Influence, train: Batches) -> None:
-    """Self-influence is the diagonal of the cross-influence, which is symmetric and not negative."""
+    """Self-influence is the diagonal of the cross-influence, symmetric and not negative."""
     scores = influence.scores(train)
     assert_close(influence.self_scores(), scores.diagonal(), **CLOSE)
     assert_close(scores, scores.T, **CLOSE)
@@ -194,14 +198,14 @@ def require_unbiased(draws: Tensor, expected: Tensor) -> None:
 def snapshot(module: nn.Module) -> dict[str, Any]:
     """Everything of a module that a library could disturb."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    gradients = {f"{n}.grad": p.grad for n, p in tensors.items() if p.grad is not None}
     return {
-        "values": {name: value.detach().clone() for name, value in tensors.items()},
+        "values": {n: value.detach().clone() for n, value in {**tensors, **gradients}.items()},
         "places": {name: value.data_ptr() for name, value in tensors.items()},
-        "gradients": {n: None if p.grad is None else p.grad.clone() for n, p in tensors.items()},
         "asked": {name: value.requires_grad for name, value in tensors.items()},
         "modes": [part.training for part in module.modules()],
         "hooks": [
-            sorted(key for key in hooks)
+            sorted(hooks)
             for part in module.modules()
             for kind, hooks in sorted(vars(part).items())
             if kind.endswith("_hooks")
@@ -216,7 +220,6 @@ def require_untouched(module: nn.Module, call: Callable[[], Any]) -> None:
     call()
     after = snapshot(module)
     assert_close(after.pop("values"), before.pop("values"), rtol=0, atol=0, equal_nan=True)
-    assert str(after.pop("gradients")) == str(before.pop("gradients"))
     assert after == before
     assert torch.equal(torch.get_rng_state(), drawn)
 
@@ -229,35 +232,30 @@ def require_untouched(module: nn.Module, call: Callable[[], Any]) -> None:
 def test_scores_equal_the_dense_oracle(method: str, case: Case):
     query = case.data.subset(QUERY)
     expected = METHODS[method].scores(case.problem, case.data, query)
-    if (method, case.name) in REPEATED:
-        pytest.skip("the Hessian has a repeated eigenvalue, of which a Krylov space holds one")
-    require_scores(fitted(method, case), query, expected)
-
-
-REPEATED = {("arnoldi", "linear-gaussian")}
+    require_scores(fitted(method, case.name), query, expected)
 
 
 @every_case
 @every_method
 def test_self_influence_is_the_diagonal_of_cross_influence(method: str, case: Case):
-    require_diagonal(fitted(method, case), case.data)
+    require_diagonal(fitted(method, case.name), case.data)
 
 
 @some_cases
 @every_method
 def test_permuting_the_training_set_permutes_the_columns(method: str, case: Case):
-    permuted = replace(case, data=case.data.subset(ORDER))
-    query = case.data.subset(QUERY)
-    require_permutation(fitted(method, case), fitted(method, permuted), query, ORDER)
+    query, permuted = case.data.subset(QUERY), case.data.subset(ORDER)
+    influence = METHODS[method].make(case.problem).fit(case.problem, permuted)
+    require_permutation(fitted(method, case.name), influence, query, ORDER)
 
 
 @some_cases
 @pytest.mark.parametrize("batch_size", [1, 7])
 @every_method
 def test_the_batch_size_does_not_change_scores(method: str, batch_size: int, case: Case):
-    other = replace(case, data=make_data(*parts_of(case), batch_size))
-    query = Batches(case.data.subset(QUERY), batch_size)
-    require_same_scores(fitted(method, case), fitted(method, other), query)
+    data, query = (make_data(*parts_of(case), batch_size), Batches(case.data.subset(QUERY), 1))
+    influence = METHODS[method].make(case.problem).fit(case.problem, data)
+    require_same_scores(fitted(method, case.name), influence, query)
 
 
 @some_cases
@@ -266,7 +264,7 @@ def test_the_batch_size_does_not_change_scores(method: str, batch_size: int, cas
 def test_the_memory_budget_does_not_change_scores(method: str, memory_budget: int, case: Case):
     thrifty = replace(METHODS[method].make(case.problem), memory_budget=memory_budget)
     influence = thrifty.fit(case.problem, case.data)
-    require_same_scores(fitted(method, case), influence, case.data.subset(QUERY))
+    require_same_scores(fitted(method, case.name), influence, case.data.subset(QUERY))
 
 
 @every_method
@@ -278,7 +276,7 @@ def test_a_method_names_its_source_and_follows_the_protocol(method: str):
 
 
 @pytest.mark.usefixtures("random_state_is_kept")
-@pytest.mark.parametrize("network", ["mlp", "batch-norm", "attention", "token-bag"])
+@pytest.mark.parametrize("network", ["mlp", "batch-norm", "token-bag"])
 @every_method
 def test_the_users_module_is_never_touched(method: str, network: str):
     module, data = make_module(network, "categorical"), make_data(network, "categorical")
@@ -307,14 +305,24 @@ def test_the_random_state_of_python_is_kept():
     """In a process of its own, since the run-time checks of types draw from it."""
     script = """
 import random
-from tests.laws.test_influence_laws import METHODS, SMALL
+import torch
+from afterfit.influence.arnoldi import ArnoldiInfluence
+from afterfit.influence.classic import InfluenceFunction
+from afterfit.influence.projected import RandomProjection
+from afterfit.influence.tracin import GradientDot, TracIn
+from afterfit.problem import Batches, Categorical, Problem
+
+data = Batches((torch.randn(9, 3), torch.arange(9) % 2))
+problem = Problem.from_module(torch.nn.Linear(3, 2), Categorical())
+arnoldi = ArnoldiInfluence(num_iterations=8, num_pairs=2)
+others = InfluenceFunction(0.1), RandomProjection(), GradientDot(), TracIn([problem.params])
 before = random.getstate()
-for row in METHODS.values():
-    influence = row.make(SMALL[0].problem).fit(SMALL[0].problem, SMALL[0].data)
-    influence.scores(SMALL[0].data), influence.self_scores()
+for method in (arnoldi, *others):
+    influence = method.fit(problem, data)
+    influence.scores(data), influence.self_scores()
 assert random.getstate() == before
 """
-    paths = {"PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", script], env={**os.environ, **paths}, check=True)
 
 
@@ -396,11 +404,10 @@ def test_scores_over_n_are_in_the_nats_of_leaving_one_out(name: str):
 # What holds for one method ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [SMALL[0], SMALL[3]], ids=name_of)
-def test_random_projections_are_unbiased_over_seeds(case: Case):
-    query = case.data.subset(QUERY)
+def test_random_projections_are_unbiased_over_seeds():
+    case, query = SMALL[0], SMALL[0].data.subset(QUERY)
     draws = [
-        RandomProjection(4, seed).fit(case.problem, case.data).scores(query) for seed in range(200)
+        RandomProjection(9, seed).fit(case.problem, case.data).scores(query) for seed in range(100)
     ]
     require_unbiased(torch.stack(draws), dot_truth(case.problem, case.data, query))
 

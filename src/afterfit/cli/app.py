@@ -113,7 +113,7 @@ def labels(
 def demo(
     out: Out = Path("runs/demo"),
     seed: Seed = 0,
-    threads: Threads = 0,
+    threads: Threads = 1,
 ) -> None:
     """Train a small conv net on digits with 10 % wrong labels, and find them."""
     _set_threads(threads)
@@ -128,7 +128,7 @@ def demo(
     )
     for name, row in retrained.iterrows():
         console.print(
-            f"  {name}: {row['samples']} samples, test accuracy {row['test_accuracy']:.3f}"
+            f"  {name}: {int(row['samples'])} samples, test accuracy {row['test_accuracy']:.3f}"
         )
     console.print(f"report: {run.report}")
 

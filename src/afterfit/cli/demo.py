@@ -1,4 +1,4 @@
-"""The demonstration: a small conv net on scikit-learn's digits, a tenth of whose labels are wrong."""
+"""The demonstration: a small conv net on digits, a tenth of whose labels are wrong."""
 
 import torch
 from sklearn.datasets import load_digits
@@ -52,9 +52,9 @@ def train_network(data: Batches, epochs: int, seed: int) -> nn.Module:
 
 def digits(seed: int = 0, epochs: int = 60) -> Trained:
     """Train the demonstration's network on 1,200 digits, 120 of them with a wrong label."""
-    bunch = load_digits()
-    images = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16
-    labels = torch.tensor(bunch.target)
+    pixels, target = load_digits(return_X_y=True)
+    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+    labels = torch.tensor(target)
     noisy, wrong = with_wrong_labels(labels[:1200], 0.1, Generator().manual_seed(seed))
     train = Batches((images[:1200], noisy))
     return Trained(

@@ -1,4 +1,4 @@
-"""Influence of samples: by covariance of losses, by gradients, and the simple scores beside them."""
+"""Influence of samples: by covariance of losses, by gradients, and simple scores beside them."""
 
 from afterfit.influence.covariance import (
     LossTable,

@@ -182,7 +182,7 @@ def reliability(table: LossTable, move: Move, moment: Moment) -> float:
         )
         for half in range(2)
     ]
-    correlation = float(spearmanr(halves[0].numpy(), halves[1].numpy()).statistic)
+    correlation = float(spearmanr(halves[0].numpy(), halves[1].numpy())[0])  # pyright: ignore[reportArgumentType]
     return 2 * correlation / (1 + correlation)
 
 

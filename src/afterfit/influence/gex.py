@@ -69,7 +69,7 @@ class GEX:
     batch_size, augment
         How members train, unless ``fit`` is given a loader of its own.
     losses
-        Self-influence from losses at the ``"members"``, those ``"seen"`` in training, or ``"both"``.
+        Self-influence from losses at the ``"members"``, ``"seen"`` in training, or ``"both"``.
     move, moment
         Of self-influence: see :mod:`afterfit.influence.covariance`. :func:`published` has the
         paper's.
@@ -149,8 +149,8 @@ class GEX:
         train
             The training data with its labels as given, not augmented: what gets a score.
         fit
-            What the members train on: a :class:`~afterfit.problem.TrainingStream`, or the user's own
-            loader with its shuffling and augmentation. By default ``train``, with ``augment``.
+            What the members train on: a :class:`~afterfit.problem.TrainingStream`, or the user's
+            loader with its own shuffling and augmentation. By default ``train``, with ``augment``.
         folder
             Where members and losses are kept as they are made; a run that was killed goes on from
             there. By default they stay in memory.

@@ -28,7 +28,7 @@ def member_losses(problem: Problem, data: Batches, members: Iterable[Member]) ->
 
 
 def tangents(problem: Problem, data: Batches, members: Iterable[Member]) -> LossTable:
-    """First-order moves to each member, as a table about zero: its secant is the linear influence."""
+    """First-order moves to each member, as a table about zero: its secant is linear influence."""
     kept = list(members)
     moves = tangent_moves(problem, data, kept)
     return LossTable(torch.zeros_like(moves[:, 0]), moves, _units([m.chain for m in kept]))

@@ -1,6 +1,7 @@
 """What an ensemble will cost, told before it starts, and how to keep it within a budget."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -81,7 +82,7 @@ def forecast(
     )
 
 
-def _seconds(run) -> float:
+def _seconds(run: Callable[[], object]) -> float:
     run()
     started = time.perf_counter()
     run()

@@ -93,7 +93,7 @@ class GeometricEnsemble:
     chains
         Independent walks from the trained network; with one, the members follow each other.
     restart
-        ``"continue"`` from the chain's last member (as published) or from the ``"trained"`` network.
+        ``"continue"`` from the chain's last member (as published) or from the ``"trained"`` one.
     batch_norm
         ``"kept"``: the running statistics that training leaves; ``"recalibrated"``: re-estimated
         by a pass in training mode at the member's parameters.
@@ -142,7 +142,7 @@ class GeometricEnsemble:
 
     def order(self) -> list[tuple[int, int]]:
         """(chain, stage) of the members in the order in which they are made."""
-        return [divmod(i, self.chains)[::-1] for i in range(self.members)]
+        return [(i % self.chains, i // self.chains) for i in range(self.members)]
 
     def key(self) -> str:
         """What a member depends on; not how many there are, nor how they are computed."""
@@ -181,7 +181,7 @@ class GeometricEnsemble:
         order = self.order()
         for first in range(0, len(order), self.chains):
             stage = order[first : first + self.chains]
-            ready = [store and store.load(c, s, problem.device) for c, s in stage]
+            ready = [None if store is None else store.load(c, s, problem.device) for c, s in stage]
             missing = [key for key, member in zip(stage, ready, strict=True) if member is None]
             starts = [Start(last[c], self._seed_of(c, s)) for c, s in missing]
             rule = self.rule(fit)

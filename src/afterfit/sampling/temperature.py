@@ -1,8 +1,8 @@
 """The learning rate of a geometric ensemble, found without knowing which labels are wrong.
 
 Too cold and the members stay in the basin that memorized the training set; too hot and they know
-nothing. In between, the losses of the samples fall into two groups, and the rate at which they do so
-most clearly is taken: Otsu's separability of the losses, under a cap on the median loss.
+nothing. In between, the losses of the samples fall into two groups, and the rate at which they do
+so most clearly is taken: Otsu's separability of the losses, under a cap on the median loss.
 """
 
 from collections.abc import Callable

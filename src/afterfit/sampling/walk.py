@@ -12,6 +12,7 @@ from typing import Any, final
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from afterfit.problem._autodiff import over_members
 from afterfit.problem.data import Batch, TrainingStream
@@ -108,8 +109,7 @@ def _stacked(problem: Problem) -> _Way:
     forward = over_members(problem.train_forward)
 
     def losses(state: Params, batches: Sequence[Batch]) -> Tensor:
-        stack = torch.utils._pytree.tree_map
-        inputs = stack(lambda *leaves: torch.stack(leaves), *[batch.inputs for batch in batches])
+        inputs = tree_map(lambda *leaves: torch.stack(leaves), *[batch.inputs for batch in batches])
         outputs = forward(dict(state), move(inputs, problem.device))
         targets = torch.cat([batch.targets for batch in batches]).to(problem.device)
         problem.likelihood.check(outputs.flatten(0, 1), targets)

@@ -42,8 +42,8 @@ SHOWN = 60
 class LabelRun:
     """A finished run: the analysis, the folder, and the figures where the truth is known.
 
-    ``figures`` holds ``auc``, ``average_precision``, and ``precision`` and ``recall`` of the flagged
-    samples; it is empty where nobody knows which labels are wrong.
+    ``figures`` holds ``auc``, ``average_precision``, and ``precision`` and ``recall`` of the
+    flagged samples; it is empty where nobody knows which labels are wrong.
     """
 
     analysis: LabelAnalysis
@@ -64,7 +64,7 @@ def run_labels(
     title: str = "Label report",
     say: Say = quiet,
 ) -> LabelRun:
-    """Analyze, and write ``scores.csv``, ``result.json``, ``run.toml``, ``losses.safetensors`` and ``report.html``.
+    """Analyze, and write tables, figures, settings, losses and the page into the folder.
 
     Everything is written to a temporary name and renamed; with GEX, members are kept in the folder
     as they are made, and a run that was killed goes on from them.
@@ -198,6 +198,7 @@ def _page(
         truth=truth,
         warnings=_cautions(analysis),
         methods=_METHODS,
+        citation=GEX.reference,
     )
 
 

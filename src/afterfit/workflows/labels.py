@@ -18,6 +18,7 @@ from afterfit.influence.covariance import Scores
 from afterfit.influence.gex import GEX, Say, quiet
 from afterfit.influence.loss_covariance import CovarianceInfluence
 from afterfit.problem.data import Batches
+from afterfit.problem.likelihood import PerSample
 from afterfit.problem.persample import outputs
 from afterfit.problem.problem import Problem
 from afterfit.workflows.suggest import mean_prediction, soft_targets, suggested
@@ -201,8 +202,6 @@ def _(influence: CovarianceInfluence, problem: Problem, train: Batches) -> Tenso
 
 
 def _has_no_mean(problem: Problem) -> bool:
-    from afterfit.problem.likelihood import PerSample
-
     return isinstance(problem.likelihood, PerSample)
 
 

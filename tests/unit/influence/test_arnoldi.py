@@ -86,27 +86,6 @@ def test_pairs_are_those_of_largest_absolute_value():
     assert torch.allclose(influence.scores(train), rows @ inverse @ rows.mT, rtol=1e-5, atol=1e-8)
 
 
-def test_self_influence_is_the_diagonal_and_permuting_permutes():
-    problem, train = case()
-    order = torch.randperm(train.num_samples, generator=Generator().manual_seed(5))
-
-    one = full(problem).fit(problem, train)
-    other = full(problem).fit(problem, train.subset(order))
-
-    assert torch.allclose(one.self_scores(), one.scores(train).diagonal(), atol=1e-10)
-    assert torch.allclose(one.scores(train)[:, order], other.scores(train), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("batch_size", [1, 12])
-def test_scores_do_not_depend_on_the_batch_size(batch_size):
-    problem, train = case()
-
-    found = full(problem).fit(problem, Batches(train, batch_size=batch_size))
-
-    expected = full(problem).fit(problem, train)
-    assert torch.allclose(found.scores(train), expected.scores(train), rtol=1e-5, atol=1e-6)
-
-
 def test_curvature_is_of_one_fixed_subset():
     problem, train = case()
     seen = []

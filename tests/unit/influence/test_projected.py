@@ -94,27 +94,6 @@ def test_self_influence_is_the_diagonal_and_seeds_reproduce():
     assert not torch.allclose(one.scores(QUERY), other.scores(QUERY))
 
 
-@pytest.mark.parametrize("batch_size", [1, 8])
-@pytest.mark.parametrize("memory_budget", [1, 2**30])
-def test_scores_depend_on_neither_batch_size_nor_memory_budget(batch_size, memory_budget):
-    method = RandomProjection(6, memory_budget=memory_budget)
-
-    found = method.fit(PROBLEM, samples(batch_size=batch_size))
-
-    expected = RandomProjection(6).fit(PROBLEM, TRAIN)
-    assert torch.allclose(found.scores(QUERY), expected.scores(QUERY), atol=1e-10)
-    assert torch.allclose(found.self_scores(), expected.self_scores(), atol=1e-10)
-
-
-def test_permuting_the_training_set_permutes_the_columns():
-    order = torch.tensor([3, 1, 0, 2, 5, 4, 7, 6])
-
-    one = RandomProjection(6).fit(PROBLEM, TRAIN).scores(QUERY)
-    other = RandomProjection(6).fit(PROBLEM, TRAIN.subset(order)).scores(QUERY)
-
-    assert torch.allclose(one[:, order], other, atol=1e-10)
-
-
 def test_users_random_state_is_left_alone():
     torch.manual_seed(0)
     before = torch.random.get_rng_state()

@@ -110,16 +110,6 @@ def test_scores_depend_on_neither_batch_size_nor_memory_budget(batch_size, memor
     assert torch.allclose(found.self_scores(), expected.self_scores(), atol=1e-10)
 
 
-def test_permuting_the_training_set_permutes_the_columns():
-    problem = Problem.from_module(convolutional(), Categorical())
-    train, order = samples(), torch.tensor([3, 1, 9, 0, 2, 5, 4, 8, 6, 7])
-
-    one = GradientDot().fit(problem, train)
-    other = GradientDot().fit(problem, train.subset(order))
-
-    assert torch.allclose(one.scores(train)[:, order], other.scores(train), atol=1e-10)
-
-
 def test_a_restricted_problem_takes_the_other_parameters_from_the_checkpoint():
     trained, checkpoint = convolutional(0), convolutional(20)
     head = restrict(Problem.from_module(trained, Categorical()), "4.*")
