@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -21,9 +22,9 @@ def generator() -> Generator:
     return Generator().manual_seed(0)
 
 
-@pytest.fixture
-def random_state_is_kept() -> Iterator[None]:
-    """Fail where the test moved the global random state of torch or numpy.
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Fail where the block moved the global random state of torch or numpy.
 
     Python's own is looked at in a process apart: the run-time checks of types draw from it.
     """
@@ -32,3 +33,10 @@ def random_state_is_kept() -> Iterator[None]:
     after = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
     assert torch.equal(before[0], after[0])
     assert np.array_equal(before[1], after[1])
+
+
+@pytest.fixture
+def random_state_is_kept() -> Iterator[None]:
+    """Fail where the test moved the global random state of torch or numpy."""
+    with kept_random_state():
+        yield

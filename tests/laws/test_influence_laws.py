@@ -1,7 +1,6 @@
 """Laws of influence: what holds for every method that reads gradients, whatever the network.
 
-A row of :data:`METHODS` is a method and the dense oracle that it must equal; to add a method, add a
-row. The laws are functions ``require_…`` of what they hold for, so that ``tests/test_tests.py`` can
+Methods and their oracles are the rows of :mod:`tests.methods`. The laws are functions ``require_…`` of what they hold for, so that ``tests/test_tests.py`` can
 see each of them fail.
 """
 
@@ -9,9 +8,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from typing import Any, final
+from typing import Any
 
 import pytest
 import torch
@@ -30,108 +29,15 @@ from afterfit.influence.baselines import (
 )
 from afterfit.influence.classic import InfluenceFunction, dense_hessian
 from afterfit.influence.projected import RandomProjection
-from afterfit.influence.tracin import GradientDot, TracIn
+from afterfit.influence.tracin import GradientDot
 from afterfit.problem import Batches, Gaussian, Problem
 from tests import truth
 from tests.cases import Case, make_case, make_data, make_module, name_of, parts_of
+from tests.methods import DAMPING, METHODS, SMALL, dot_truth
 
 CLOSE = {"rtol": 1e-7, "atol": 1e-8}
-DAMPING, RATES = 0.3, (0.2, 0.0, 0.5)
 QUERY = torch.tensor([5, 0, 2, 2])
 ORDER = torch.tensor([3, 0, 6, 2, 5, 1, 4])
-
-
-def elsewhere(problem: Problem, seed: int) -> dict[str, Tensor]:
-    """Parameters and buffers of another point of training."""
-    generator = Generator().manual_seed(seed)
-    tensors = {**problem.params, **problem.buffers}
-    return {
-        name: value + 0.1 * torch.rand(value.shape, generator=generator, dtype=value.dtype)
-        if value.is_floating_point()
-        else value
-        for name, value in tensors.items()
-    }
-
-
-def checkpoints(problem: Problem) -> list[dict[str, Tensor]]:
-    return [elsewhere(problem, seed) for seed in range(len(RATES))]
-
-
-def projections(problem: Problem) -> Tensor:
-    """The directions that the seed 0 stands for."""
-    shape = (20, problem.num_params)
-    return torch.randn(shape, generator=Generator().manual_seed(0), dtype=problem.dtype)
-
-
-def influence_truth(problem: Problem, train: Batches, query: Batches) -> Tensor:
-    return truth.influence(problem, train, query, DAMPING, truth.ggn)
-
-
-def dot_truth(problem: Problem, train: Batches, query: Batches) -> Tensor:
-    return truth.gradients(problem, query) @ truth.gradients(problem, train).T
-
-
-def tracin_truth(problem: Problem, train: Batches, query: Batches) -> Tensor:
-    total = torch.zeros(query.num_samples, train.num_samples, dtype=torch.float64)
-    for rate, point in zip(RATES, checkpoints(problem), strict=True):
-
-        def forward(params: Any, inputs: Any, point: dict[str, Tensor] = point) -> Tensor:
-            return problem.forward({**point, **params}, inputs)
-
-        params = {name: point[name] for name in problem.params}
-        total += rate * dot_truth(replace(problem, params=params, forward=forward), train, query)
-    return total
-
-
-def projection_truth(problem: Problem, train: Batches, query: Batches) -> Tensor:
-    directions = projections(problem)
-    pairs = (truth.gradients(problem, data) @ directions.T for data in (query, train))
-    one, other = pairs
-    return one @ other.T / len(directions)
-
-
-def eigenspace_truth(problem: Problem, train: Batches, query: Batches) -> Tensor:
-    """Inverse of the damped mean Hessian on its eigenvectors of positive value."""
-    values, vectors = torch.linalg.eigh(truth.hessian(problem, train) / train.num_samples)
-    keep = values > 1e-11 * values.abs().max()
-    inverse = vectors[:, keep] / (values[keep] + DAMPING) @ vectors[:, keep].T
-    return truth.gradients(problem, query) @ inverse @ truth.gradients(problem, train).T
-
-
-@final
-@dataclass(frozen=True)
-class Row:
-    """A method that is made for a problem, and what its scores are by definition."""
-
-    make: Callable[[Problem], Any]
-    scores: Callable[[Problem, Batches, Batches], Tensor]
-
-
-def whole_krylov_space(problem: Problem) -> ArnoldiInfluence:
-    size = problem.num_params
-    return ArnoldiInfluence(num_iterations=size, num_pairs=size, damping=DAMPING)
-
-
-METHODS: Mapping[str, Row] = {
-    "influence-function": Row(lambda _: InfluenceFunction(damping=DAMPING), influence_truth),
-    "gradient-dot": Row(lambda _: GradientDot(), dot_truth),
-    "tracin": Row(lambda problem: TracIn(checkpoints(problem), RATES), tracin_truth),
-    "random-projection": Row(lambda _: RandomProjection(), projection_truth),
-    "arnoldi": Row(whole_krylov_space, eigenspace_truth),
-}
-SMALL = tuple(
-    make_case(network, likelihood)
-    for network, likelihood in [
-        ("linear", "categorical"),
-        ("mlp", "bernoulli"),
-        ("cnn", "poisson"),
-        ("batch-norm", "categorical"),
-        ("tied", "gaussian"),
-        ("attention", "categorical"),
-        ("token-bag", "multi-label"),
-        ("named-inputs", "gaussian"),
-    ]
-)
 BASELINES = (
     loss_scores,
     margin_scores,

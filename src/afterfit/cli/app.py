@@ -1,6 +1,7 @@
 """The command line: ``afterfit labels``, ``afterfit demo``, ``afterfit cite``."""
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,8 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Post-hoc analysis of trained networks: which training labels are wrong.",
 )
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+console = Console(highlight=False, markup=False)  # identifiers may hold brackets
+errors = Console(stderr=True, highlight=False, markup=False)
 
 SCORES = {
     "loss": baselines.loss_scores,
@@ -36,6 +37,8 @@ SCORES = {
     "confidence": baselines.self_confidence_scores,
     "gradient-norm": baselines.gradient_norm_scores,
 }
+
+_INTERRUPTED = 130  # how typer leaves where the user pressed Ctrl-C
 
 Out = Annotated[Path, typer.Option(help="Folder of the run; a run that was killed goes on.")]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
@@ -48,13 +51,16 @@ def _cut(text: str) -> Any:
     try:
         if name == "otsu" and not value:
             return otsu_cut
-        if name == "fdr":
+        if name == "fdr" and 0 < float(value) < 1:
             return partial(expected_false_discovery_cut, rate=float(value))
-        if name == "budget":
+        if name == "budget" and int(value) >= 0:
             return partial(budget_cut, budget=int(value))
     except ValueError:
         pass
-    message = f"--cut is '{text}', expected 'otsu', 'fdr:RATE' or 'budget:NUMBER'"
+    message = (
+        f"--cut is '{text}', expected 'otsu', 'fdr:RATE' with a rate between 0 and 1, or "
+        "'budget:NUMBER'"
+    )
     raise ValueError(message)
 
 
@@ -92,11 +98,10 @@ def labels(
 ) -> None:
     """Rank the training labels by how probably they are wrong, and write a report."""
     _set_threads(threads)
-    trained = load_trained(factory)
-    cost = trained.epochs if budget is None else budget
+    where = _cut(cut)
     if method == "gex":
         chosen: Any = GEX(
-            members=members, learning_rate=_rate(learning_rate), budget=cost,
+            members=members, learning_rate=_rate(learning_rate), budget=budget,
             batch_size=batch_size, seed=seed,
         )  # fmt: skip
     elif method == "gex-published":
@@ -106,7 +111,10 @@ def labels(
     else:
         message = f"--method is '{method}', expected gex, gex-published, {', '.join(SCORES)}"
         raise ValueError(message)
-    _tell(run_labels(trained, out, chosen, _cut(cut), f"Labels of {factory}", _say), trained)
+    trained = load_trained(factory)
+    if method == "gex" and budget is None:
+        chosen = replace(chosen, budget=trained.epochs)
+    _tell(run_labels(trained, out, chosen, where, f"Labels of {factory}", _say), trained)
 
 
 @app.command()
@@ -196,6 +204,7 @@ def main() -> None:
     ) as error:
         errors.print(Text.assemble(("error: ", "red"), str(error)), soft_wrap=True)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        errors.print("stopped; run the same command again to go on")
-        raise SystemExit(130) from None
+    except SystemExit as leaving:
+        if leaving.code == _INTERRUPTED:
+            errors.print("stopped; run the same command again to go on")
+        raise

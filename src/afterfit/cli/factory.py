@@ -4,6 +4,7 @@ import importlib.util
 import sys
 import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from afterfit.workflows.trained import Trained
@@ -27,15 +28,11 @@ def load_trained(spec: str) -> Trained:
     if not path.is_file():
         message = f"{path} does not exist, expected a Python file with a function '{name}'"
         raise FactoryError(message)
-    module = _imported(path)
-    function = getattr(module, name, None)
-    if not callable(function):
-        message = f"{path} has no function '{name}'; write 'def {name}(): ... return Trained(...)'"
-        raise FactoryError(message)
+    sys.path.insert(0, str(path.resolve().parent))  # as if the file were run
     try:
-        returned = function()
-    except Exception as error:
-        raise FactoryError(_told(error, path)) from error
+        returned = _returned(path, name)
+    finally:
+        sys.path.remove(str(path.resolve().parent))
     if not isinstance(returned, Trained):
         message = (
             f"{path}: {name}() returned a {type(returned).__name__}, expected afterfit.Trained("
@@ -45,25 +42,34 @@ def load_trained(spec: str) -> Trained:
     return returned
 
 
-def _imported(path: Path) -> Any:
-    """Import the file, with its own folder on the path as if it were run."""
-    spec = importlib.util.spec_from_file_location(f"factory_{path.stem}", path)
+def _returned(path: Path, name: str) -> Any:
+    try:
+        module = _imported(path)
+        function = getattr(module, name, None)
+        if callable(function):
+            return function()
+    except FactoryError:
+        raise
+    except Exception as error:
+        raise FactoryError(_told(error, path)) from error
+    message = f"{path} has no function '{name}'; write 'def {name}(): ... return Trained(...)'"
+    raise FactoryError(message)
+
+
+def _imported(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"factory_{path.stem}", path.resolve())
     if spec is None or spec.loader is None:
         message = f"{path} cannot be imported as Python"
         raise FactoryError(message)
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise FactoryError(_told(error, path)) from error
-    finally:
-        sys.path.pop(0)
+    sys.modules[spec.name] = module  # dataclasses and pickle look there
+    spec.loader.exec_module(module)
     return module
 
 
 def _told(error: Exception, path: Path) -> str:
     """Name the line of the user's file, not of ours."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
+    own = path.resolve()
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == own]
     where = f"{path}, line {frames[-1].lineno}" if frames else str(path)
     return f"{where}: {type(error).__name__}: {error}"

@@ -29,8 +29,9 @@ class ArnoldiInfluence:
     mini-batches span no Krylov space; and all basis vectors are orthogonalized again. Pairs are
     taken by ``|λ|``; those with ``λ ≤ 0``, or so small that they are rounding error, are dropped
     and counted, since the inverse square root of a negative curvature is no feature. The sum is not
-    divided by the number of pairs. As for
-    :class:`~afterfit.influence.classic.InfluenceFunction`, ``score / N`` is in nats.
+    divided by the number of pairs. Of an eigenvalue that occurs several times (as for a linear
+    network with several Gaussian outputs) the space of one start vector holds one eigenvector. As
+    for :class:`~afterfit.influence.classic.InfluenceFunction`, ``score / N`` is in nats.
 
     Parameters
     ----------

@@ -168,22 +168,19 @@ def cross_influence_with_stderr(
 def reliability(table: LossTable, move: Move, moment: Moment) -> float:
     """Split-half reliability of the self-influence: how far half of the members agree.
 
-    Rank correlation of the scores of every other member with those of the rest, stepped up to the
-    full length by Spearman and Brown (1910). NaN with fewer than four members.
+    Rank correlation of the scores of every other unit with those of the rest, stepped up to the
+    full length by Spearman and Brown (1910) where it is positive. NaN with fewer than four units.
     """
-    num = table.columns.shape[1]
-    if num < 4:
+    units = table.units.unique()
+    if len(units) < 4:
         return float("nan")
-    halves = [
-        self_influence(
-            replace(table, columns=table.columns[:, half::2], units=table.units[half::2]),
-            move,
-            moment,
-        )
-        for half in range(2)
-    ]
-    correlation = float(spearmanr(halves[0].numpy(), halves[1].numpy())[0])  # pyright: ignore[reportArgumentType]
-    return 2 * correlation / (1 + correlation)
+    halves = []
+    for half in range(2):
+        kept = torch.isin(table.units, units[half::2])
+        part = replace(table, columns=table.columns[:, kept], units=table.units[kept])
+        halves.append(self_influence(part, move, moment).cpu().numpy())
+    correlation = float(spearmanr(*halves)[0])  # pyright: ignore[reportArgumentType]
+    return 2 * correlation / (1 + correlation) if correlation > 0 else correlation
 
 
 def tangent_moves(

@@ -29,9 +29,10 @@ from afterfit.influence.covariance import (
 from afterfit.influence.loss_covariance import CovarianceInfluence, LossCovariance, Recorded
 from afterfit.problem.data import Augment, Batches, TrainingStream
 from afterfit.problem.ensemble import MemberStore, MemoryStore, Store, settings_key
+from afterfit.problem.persample import losses
 from afterfit.problem.problem import Problem
 from afterfit.sampling.forecast import forecast, within_budget
-from afterfit.sampling.geometric import GeometricEnsemble, reference
+from afterfit.sampling.geometric import GeometricEnsemble, named, reference
 from afterfit.sampling.temperature import (
     RateSearch,
     Trial,
@@ -102,9 +103,9 @@ class GEX:
     moment: Moment = mean_move
     cross_move: Move = secant
     cross_moment: Moment = covariance
-    budget: float | None = None
+    budget: float | int | None = None
     max_trials: int = 6
-    cap: float | None = None
+    cap: float | int | None = None
     sampler: GeometricEnsemble = GeometricEnsemble()
 
     reference = "Kim, Kim and Yang 2023, GEX: A flexible method for approximating influence via Geometric Ensemble, NeurIPS"  # noqa: E501
@@ -164,6 +165,7 @@ class GEX:
             or the budget is too small.
         """
         stream = self._stream(train, fit)
+        losses(problem, train)  # what is wrong with the data is said before anything is trained
         auto = self.weight_decay == "auto"
         sampler = self._template(
             default_weight_decay(problem) if auto else float(self.weight_decay)
@@ -173,7 +175,7 @@ class GEX:
             sampler, trials = within_budget(sampler, stream, trials, self.budget)
         cost = forecast(problem, train, stream, sampler, trials, folder=folder is not None)
         say(f"{sampler.describe(stream)}: {cost}")
-        store = self._store(problem, train, sampler, folder)
+        store = self._store(problem, train, stream, sampler, folder)
         search = None
         if self.learning_rate == "auto":
             search = self._search(problem, train, stream, sampler, trials, folder, store, say)
@@ -187,22 +189,30 @@ class GEX:
     def _stream(
         self, train: Batches, fit: TrainingStream | DataLoader[Any] | None
     ) -> TrainingStream:
-        if isinstance(fit, TrainingStream):
-            return fit
         data = train if fit is None else fit
-        return TrainingStream(data, self.batch_size, self.augment)
+        given = isinstance(data, TrainingStream)
+        stream = data if given else TrainingStream(data, self.batch_size, self.augment)
+        if self.losses != "members" and stream.num_samples != train.num_samples:
+            message = (
+                f"the members train on {stream.num_samples} samples, expected {train.num_samples}, "
+                "those that are scored and in the same order; or use losses='members'"
+            )
+            raise ValueError(message)
+        return stream
 
     def _store(
         self,
         problem: Problem,
         train: Batches,
+        stream: TrainingStream,
         sampler: GeometricEnsemble,
         folder: Path | str | None,
     ) -> Store:
         if folder is None:
             return MemoryStore()
-        settings = (self.learning_rate, self.max_trials, self.cap, self.batch_size)
-        key = settings_key(problem, train.fingerprint(), sampler.key(), settings)
+        search = (self.learning_rate, self.max_trials, self.cap)
+        reading = (named(stream.augment), stream.samples_per_step, stream.num_samples)
+        key = settings_key(problem, train.fingerprint(), sampler.key(), search, reading)
         return MemberStore(Path(folder) / "members", key)
 
     def _search(
@@ -257,6 +267,7 @@ def published(members: int = 32, seed: int = 0) -> GEX:
 
 
 def _write_search(path: Path, search: RateSearch) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(asdict(search), indent=1))
     temporary.replace(path)

@@ -255,5 +255,6 @@ def move(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {key: move(item, device) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(move(item, device) for item in value)
+        make = getattr(type(value), "_make", type(value))  # a named tuple is made by its _make
+        return make(move(item, device) for item in value)
     return value

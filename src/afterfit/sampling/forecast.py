@@ -90,7 +90,7 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def within_budget(
-    sampler: GeometricEnsemble, fit: TrainingStream, trials: int, budget: float
+    sampler: GeometricEnsemble, fit: TrainingStream, trials: int, budget: float | int
 ) -> tuple[GeometricEnsemble, int]:
     """Take away members, then trials, then steps, until the cost is within ``budget`` epochs.
 
@@ -100,7 +100,10 @@ def within_budget(
         If four members of one epoch, and two trials where there is a search, cost more.
     """
     while epochs_of(sampler, fit, trials) > budget:
-        steps, epoch = sampler.rule(fit).steps, round(fit.num_samples / fit.samples_per_step)
+        steps, epoch = (
+            sampler.rule(fit).steps,
+            max(1, round(fit.num_samples / fit.samples_per_step)),
+        )
         if sampler.members > _FEWEST_MEMBERS:
             sampler = replace(sampler, members=sampler.members - 1)
         elif trials > 3:

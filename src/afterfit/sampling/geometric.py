@@ -7,7 +7,9 @@ Ensemble", NeurIPS; the sampler follows the authors' code, whose settings are :f
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, final
+from functools import partial
+from types import CodeType, FunctionType
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
@@ -99,8 +101,8 @@ class GeometricEnsemble:
         by a pass in training mode at the member's parameters.
     way
         Chains are trained ``"alone"``, ``"together"`` (stacked, by vmap), or as a trial of two
-        steps finds faster: ``"fastest"``. The two differ by rounding only, which a long walk
-        amplifies: choose one where runs must agree to the bit.
+        steps finds faster: ``"fastest"``. The two differ by rounding, which a long walk amplifies,
+        and in what dropout draws: choose one where runs must agree to the bit.
     seed
         Of the order of the data, the augmentation and dropout.
 
@@ -125,7 +127,8 @@ class GeometricEnsemble:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = {"members": self.members, "chains": self.chains, "steps": self.steps or 1}
+        steps = 1 if self.steps is None else self.steps
+        counts = {"members": self.members, "chains": self.chains, "steps": steps}
         for name, count in counts.items():
             if count < 1:
                 message = f"GeometricEnsemble: {name} is {count}, expected at least 1"
@@ -146,12 +149,8 @@ class GeometricEnsemble:
 
     def key(self) -> str:
         """What a member depends on; not how many there are, nor how they are computed."""
-        named = {
-            name: getattr(value, "__qualname__", repr(value))
-            for name, value in vars(self).items()
-            if name not in ("members", "way")
-        }
-        return f"{type(self).__name__} {sorted(named.items())}"
+        made = {n: v for n, v in sorted(vars(self).items()) if n not in ("members", "way")}
+        return f"{type(self).__name__} { {name: named(value) for name, value in made.items()} }"
 
     def describe(self, fit: TrainingStream) -> str:
         """Say in one line what will be made."""
@@ -206,7 +205,20 @@ class GeometricEnsemble:
         return Member(params, chain, stage, stop.seen)
 
     def _seed_of(self, chain: int, stage: int) -> int:
-        return (self.seed * 1_009 + chain) * 1_000_003 + stage * 2
+        return ((self.seed * 1_009 + chain) * 1_000_003 + stage * 2) % 2**63
+
+
+def named(setting: Any) -> str:
+    """Name a setting so that two of different effect have different names, in every process."""
+    if isinstance(setting, partial):
+        return f"{named(setting.func)} {setting.args} {sorted(setting.keywords.items())}"
+    if isinstance(setting, CodeType):
+        constants = [named(constant) for constant in setting.co_consts]
+        return f"{setting.co_code.hex()} {setting.co_names} {constants}"
+    if isinstance(setting, FunctionType):
+        closure = [named(cell.cell_contents) for cell in setting.__closure__ or ()]
+        return f"{setting.__qualname__} {named(setting.__code__)} {setting.__defaults__} {closure}"
+    return repr(setting)
 
 
 def reference(seed: int = 0, chains: int = 8) -> GeometricEnsemble:

@@ -130,6 +130,7 @@ def _train(
     state = {n: v.clone() for n, v in way.join([start.params for start in starts]).items()}
     leaves = [state[name].requires_grad_() for name in problem.params]
     optimizer = rule.step(leaves, rule.learning_rate)
+    peaks = [group["lr"] for group in optimizer.param_groups]
     seen = _Seen(len(starts), fit.num_samples)
     streams = [fit.batches(start.seed) for start in starts]
     with preserved_random_state(starts[0].seed):
@@ -141,10 +142,8 @@ def _train(
             losses.mean(1).sum().backward()
             if rule.clip is not None:
                 _clip([way.rows(leaf.grad) for leaf in leaves if leaf.grad is not None], rule.clip)
-            for group in optimizer.param_groups:
-                group["lr"] = group.get("initial_lr", rule.learning_rate) * rule.schedule(
-                    t, rule.steps
-                )
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * rule.schedule(t, rule.steps)
             optimizer.step()
             if t % _CHECK_EVERY == 0 or t == rule.steps - 1:
                 _require_finite(losses, rule)

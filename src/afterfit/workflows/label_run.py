@@ -1,6 +1,7 @@
 """A run over a training set's labels: analysis, artifacts and the report, in one folder."""
 
 import json
+import math
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -83,10 +84,9 @@ def run_labels(
         "data": train.fingerprint(),
         "samples": train.num_samples,
     }
-    write_text_atomic(
-        folder / "result.json", json.dumps(_result(analysis, figures, facts), indent=1)
-    )
-    write_text_atomic(folder / "run.toml", _toml(chosen, facts))
+    result = _known(_result(analysis, figures, facts))
+    write_text_atomic(folder / "result.json", json.dumps(result, indent=1, allow_nan=False))
+    write_text_atomic(folder / "run.toml", _toml(chosen, analysis, facts))
     page = _page(title, trained, train, analysis, figures)
     write_text_atomic(folder / "report.html", label_page(page))
     return LabelRun(analysis, folder, figures)
@@ -143,28 +143,42 @@ def _result(
     return found
 
 
-def _toml(method: Any, facts: dict[str, Any]) -> str:
-    """Resolved configuration as TOML: what a person needs to run it again."""
+def _known(value: Any) -> Any:
+    """NaN and infinity, which JSON does not have, as null."""
+    if isinstance(value, dict):
+        return {name: _known(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_known(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _toml(method: Any, analysis: LabelAnalysis, facts: dict[str, Any]) -> str:
+    """Configuration as TOML, as asked for and as it was used: what one needs to run it again."""
     versions = {name: version(name) for name in ("afterfit", "torch", "numpy")}
-    settings = {
-        name: getattr(value, "__qualname__", value) for name, value in _fields(method).items()
-    }
+    used: dict[str, Any] = {}
+    if isinstance(analysis.influence, CovarianceInfluence):
+        sampler = analysis.influence.method.sampler
+        used["sampler"] = {"name": type(sampler).__name__, **_fields(sampler)}
+    asked = {name: value for name, value in _fields(method).items() if name not in used}
     sections = {
-        "method": {"name": getattr(method, "__name__", type(method).__name__), **settings},
+        "method": {"name": getattr(method, "__name__", type(method).__name__), **asked},
+        **used,
         "input": facts,
         "versions": {"python": platform.python_version(), **versions},
     }
     lines = []
     for section, entries in sections.items():
         lines.append(f"[{section}]")
-        lines += [f"{name} = {_toml_value(value)}" for name, value in entries.items()]
+        known = {name: value for name, value in entries.items() if value is not None}
+        lines += [f"{name} = {_toml_value(value)}" for name, value in known.items()]
         lines.append("")
     return "\n".join(lines)
 
 
 def _fields(method: Any) -> dict[str, Any]:
     names = getattr(type(method), "__dataclass_fields__", {})
-    return {name: getattr(method, name) for name in names}
+    values = {name: getattr(method, name) for name in names}
+    return {name: getattr(value, "__qualname__", value) for name, value in values.items()}
 
 
 def _toml_value(value: Any) -> str:
@@ -172,7 +186,7 @@ def _toml_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, (int, float)):
         return repr(value)
-    return json.dumps(str(value))
+    return json.dumps(str(value), ensure_ascii=False)
 
 
 def _page(

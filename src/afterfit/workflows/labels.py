@@ -18,7 +18,7 @@ from afterfit.influence.covariance import Scores
 from afterfit.influence.gex import GEX, Say, quiet
 from afterfit.influence.loss_covariance import CovarianceInfluence
 from afterfit.problem.data import Batches
-from afterfit.problem.likelihood import PerSample
+from afterfit.problem.likelihood import Categorical, PerSample
 from afterfit.problem.persample import outputs
 from afterfit.problem.problem import Problem
 from afterfit.workflows.suggest import mean_prediction, soft_targets, suggested
@@ -226,7 +226,18 @@ def relabel(problem: Problem, train: Batches, analysis: LabelAnalysis) -> Tensor
     """Give each sample the soft target of the paper's rule: pairs (position, target (C,)).
 
     See :func:`~afterfit.workflows.suggest.soft_targets`; inputs are not copied.
+
+    Raises
+    ------
+    TypeError
+        If the targets are not class labels.
     """
+    if not isinstance(problem.likelihood, Categorical):
+        message = (
+            f"the likelihood is {type(problem.likelihood).__name__}, expected Categorical: soft "
+            "targets are for class labels; use corrected_labels(analysis)"
+        )
+        raise TypeError(message)
     probabilities = problem.likelihood.mean(outputs(problem, train)).cpu()
     targets = soft_targets(probabilities, train.targets().cpu(), analysis.cut.is_issue.cpu())
     return TensorDataset(torch.arange(len(targets)), targets)
@@ -241,5 +252,6 @@ def corrected_labels(analysis: LabelAnalysis, min_confidence: float = 0.0) -> Te
         Keep the given label where the ensemble is less sure of the suggestion than this.
     """
     table = analysis.issues.sort_values("index")
-    replace = table["is_issue"] & (table["confidence"] >= min_confidence)
+    unsure = table["confidence"] < min_confidence  # never so where there is no confidence
+    replace = table["is_issue"] & ~unsure
     return torch.tensor(table["suggested"].where(replace, table["given"]).tolist())

@@ -48,7 +48,7 @@ class Trained:
     classes: Sequence[str] = ()
     show: Callable[[int], Any] | None = None
     wrong: Tensor | None = None
-    epochs: float | None = None
+    epochs: float | int | None = None
 
     def problem(self) -> Problem:
         """Copy the network into a problem."""

@@ -74,6 +74,18 @@ def test_full_krylov_space_of_a_convex_problem_is_the_influence_function():
     assert torch.allclose(influence.scores(train), exact.scores(train), atol=1e-8)
 
 
+def test_an_eigenvalue_that_occurs_twice_is_found_once():
+    problem = Problem.from_module(nn.Linear(4, 2, bias=False).double(), Gaussian())
+    train = Batches((draws(20, 4), draws(20, 2, seed=1)), batch_size=6)
+
+    influence = full(problem).fit(problem, train)
+
+    distinct = torch.linalg.eigvalsh(dense_hessian(problem, train) / 20)[::2].flip(0)
+    torch.testing.assert_close(influence.pairs.values, distinct)
+    exact = InfluenceFunction(damping=0.0).fit(problem, train)
+    assert bool((influence.self_scores() < exact.self_scores()).all())
+
+
 def test_pairs_are_those_of_largest_absolute_value():
     problem, train = case()
 

@@ -10,7 +10,7 @@ from afterfit.influence.classic import InfluenceFunction, dense_ggn, dense_hessi
 from afterfit.problem import Batches, Categorical, Gaussian, PerSample, Problem
 from afterfit.problem.persample import losses
 from tests import truth
-from tests.cases import CASES, make_case, make_data, name_of, select
+from tests.cases import CASES, make_case, name_of, select
 
 DAMPING = 0.1
 WITH_CURVATURE = [case for case in CASES if "per-sample" not in case.name]

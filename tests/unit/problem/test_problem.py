@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from afterfit.problem import (
+    Batch,
     Batches,
     Gaussian,
     Member,
@@ -276,3 +277,6 @@ def test_moving_keeps_the_structure():
     assert isinstance(moved["a"][1], list)
     assert moved["a"][1][1] == 3
     assert moved["b"] is None
+    batch = move(Batch(x.long(), x, x), torch.device("meta"))
+    assert isinstance(batch, Batch)
+    assert batch.index.device.type == "meta"

@@ -6,49 +6,67 @@ import pytest
 from afterfit.report import write_table_atomic, write_text_atomic
 
 
-class Broken(pd.DataFrame):
-    """A table that fails in the middle of its own writing."""
-
-    def to_csv(self, file, **_):
-        file.write("half")
-        raise OSError("disk is full")
+def test_text_is_read_back_as_it_was(tmp_path):
+    text = "one\ntwo\r\nthree ± ℓ\n"
+    write_text_atomic(tmp_path / "page.html", text)
+    assert (tmp_path / "page.html").read_bytes() == text.encode()
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
-    path = tmp_path / "scores.csv"
-    path.write_text("old")
-    with pytest.raises(OSError, match="disk is full"):
-        write_table_atomic(path, Broken())
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["scores.csv"]
+def test_a_path_may_be_a_string(tmp_path):
+    write_text_atomic(str(tmp_path / "page.html"), "text")
+    assert (tmp_path / "page.html").read_text() == "text"
 
 
-def test_a_failed_rename_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError("no rename")
-
-    path = tmp_path / "report.html"
-    path.write_text("old")
-    monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OSError, match="no rename"):
-        write_text_atomic(path, "new")
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["report.html"]
-
-
-def test_text_is_written_as_it_is(tmp_path):
-    path = tmp_path / "report.html"
-    for text in ("first \u2013\n", "second\r\n"):
-        write_text_atomic(path, text)
-        assert path.read_bytes() == text.encode()
-
-
-def test_a_table_comes_back_from_its_file(tmp_path):
-    table = pd.DataFrame({"id": [3, 1], "score": [0.5, float("nan")], "name": ["a,b", 'c"d']})
+def test_a_table_is_read_back_as_it_was(tmp_path):
+    table = pd.DataFrame({"index": [3, 1], "given": ["cat, dog", "µ"], "score": [0.1, 1 / 3]})
     write_table_atomic(tmp_path / "scores.csv", table)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "scores.csv"), table)
 
 
-def test_a_missing_folder_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is not a directory, expected an existing one"):
-        write_text_atomic(tmp_path / "none" / "report.html", "text")
+class FailsHalfway(pd.DataFrame):
+    def to_csv(self, file, **_):
+        file.write("half of it")
+        raise OSError("disk full")
+
+
+def test_a_failure_keeps_the_old_file_and_leaves_no_other(tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text("old")
+    with pytest.raises(OSError, match="disk full"):
+        write_table_atomic(path, FailsHalfway({"a": [1]}))
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_text_that_cannot_be_encoded_keeps_the_old_file(tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text_atomic(path, "lone surrogate \ud800")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_name_appears_only_when_the_file_is_complete(tmp_path, monkeypatch):
+    seen = []
+    rename = os.replace
+
+    def spy(source, target):
+        seen.append((source.read_text(), target.exists()))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", spy)
+    write_text_atomic(tmp_path / "page.html", "whole")
+    assert seen == [("whole", False)]
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path):
+    (tmp_path / "plain").write_text("")
+    write_text_atomic(tmp_path / "page.html", "text")
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a directory"):
+        write_text_atomic(tmp_path / "nowhere" / "page.html", "text")

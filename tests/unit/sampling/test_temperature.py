@@ -1,0 +1,80 @@
+"""The search for the rate, on curves that are given."""
+
+import pytest
+import torch
+from torch import nn
+
+from afterfit.influence import GEX
+from afterfit.problem import Batches, Categorical, PerSample, Problem, TrainingStream
+from afterfit.sampling import GeometricEnsemble, Trial, find_learning_rate, temperature
+
+
+def problem_and_data() -> tuple[Problem, Batches]:
+    y = torch.arange(12) % 3
+    net = nn.Linear(3, 3)
+    return Problem.from_module(net, Categorical()), Batches((nn.functional.one_hot(y).float(), y))
+
+
+def search(monkeypatch, curve, hottest: float, **settings):
+    """Run the search where separability is ``curve(rate)`` and rates above ``hottest`` know nothing."""
+
+    def trial(problem, train, fit, sampler, cap, made):
+        rate = sampler.learning_rate
+        return Trial(rate, curve(rate), 0.0, admissible=rate <= hottest)
+
+    monkeypatch.setattr(temperature, "_try", trial)
+    problem, data = problem_and_data()
+    return find_learning_rate(problem, data, TrainingStream(data), GeometricEnsemble(), **settings)[
+        0
+    ]
+
+
+def test_it_climbs_to_a_hot_peak(monkeypatch):
+    found = search(monkeypatch, lambda rate: 0.9 - abs(rate - 1.6) / 10, hottest=10)
+    assert found.learning_rate == pytest.approx(1.6)
+    assert len(found.trials) == 4
+
+
+def test_it_goes_colder_where_that_is_better(monkeypatch):
+    found = search(monkeypatch, lambda rate: 0.9 - abs(rate - 0.1) / 10, hottest=10)
+    assert found.learning_rate == pytest.approx(0.1)
+
+
+def test_it_goes_on_to_the_cap_while_nothing_separates(monkeypatch):
+    found = search(monkeypatch, lambda rate: 0.8 if rate > 1 else 0.5 - rate / 10, hottest=2)
+    assert found.learning_rate == pytest.approx(1.6)
+
+
+def test_it_never_tries_more_than_it_may(monkeypatch):
+    found = search(monkeypatch, lambda rate: rate / 100, hottest=100, max_trials=3)
+    assert len(found.trials) == 3
+
+
+def test_without_an_admissible_rate_it_takes_the_coldest_and_gex_warns(monkeypatch):
+    found = search(monkeypatch, lambda _: 0.9, hottest=0)
+    assert not found.found
+    assert found.learning_rate == min(trial.learning_rate for trial in found.trials)
+    problem, data = problem_and_data()
+    with pytest.warns(UserWarning, match="no learning rate keeps"):
+        GEX(members=1, steps=2).fit(problem, data)
+
+
+def test_the_cap_lies_half_way_to_knowing_nothing():
+    problem, data = problem_and_data()
+    perfect = Problem.from_module(nn.Linear(3, 3), Categorical())
+    perfect.params["weight"].copy_(100 * torch.eye(3))
+    assert temperature.loss_cap(perfect, data) == pytest.approx(
+        torch.tensor(3.0).log().item() / 2, abs=1e-3
+    )
+    alone = Problem(
+        problem.forward, PerSample(lambda f, y: (f.argmax(1) - y).float()), problem.params,
+        problem.buffers, problem.train_forward,
+    )  # fmt: skip
+    with pytest.raises(TypeError, match="PerSample"):
+        temperature.loss_cap(alone, data)
+
+
+def test_networks_without_normalization_are_pulled_harder():
+    problem, _ = problem_and_data()
+    normalized = Problem.from_module(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), Categorical())
+    assert temperature.default_weight_decay(problem) > temperature.default_weight_decay(normalized)
