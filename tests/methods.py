@@ -1,4 +1,7 @@
-"""A table of methods of influence, each with the dense oracle that it must equal: to add one, add a row."""
+"""A table of methods of influence, each with the dense oracle that it must equal.
+
+To add a method, add a row.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,7 @@
 """Laws of influence: what holds for every method that reads gradients, whatever the network.
 
-Methods and their oracles are the rows of :mod:`tests.methods`. The laws are functions ``require_…`` of what they hold for, so that ``tests/test_tests.py`` can
-see each of them fail.
+Methods and their oracles are the rows of :mod:`tests.methods`. The laws are functions ``require_…``
+of what they hold for, so that ``tests/test_tests.py`` can see each of them fail.
 """
 
 import os

@@ -197,7 +197,7 @@ class CovarianceInfluence(Influence):
         return inner(own, moved)[:, 0]
 
     def group_scores(
-        self, groups: Sequence[Int[Tensor, " K"]], query: Batches | LossTable
+        self, groups: Sequence[Tensor], query: Batches | LossTable
     ) -> Float[Tensor, "Q G"]:
         """Influence on each query of taking away whole groups of training samples.
 

@@ -19,6 +19,8 @@ def factory():
     return af.Trained(nn.Linear(2, 2), (x, y), epochs=40{extra})
 """
 
+SHUFFLING = "torch.utils.data.DataLoader([*zip(x, y)], shuffle=True)"
+
 
 def run(tmp_path, monkeypatch, capsys, text: str, *options: str) -> tuple[int, str]:
     """Call the command line in this process; its exit code, and what it printed."""

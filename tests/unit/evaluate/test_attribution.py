@@ -18,6 +18,8 @@ from afterfit.evaluate import (
     recall_at,
 )
 
+unhurried = settings(deadline=None)  # the machine may be busy
+
 
 @st.composite
 def scored(draw, most=12):
@@ -35,6 +37,7 @@ def overlapping(num, generator):
     return scores, positives
 
 
+@settings(unhurried)
 @given(scored())
 def test_auc_is_the_share_of_pairs_in_the_right_order(case):
     scores, positives = case
@@ -43,6 +46,7 @@ def test_auc_is_the_share_of_pairs_in_the_right_order(case):
     assert auc(scores, positives) == pytest.approx(sum(won) / len(won))
 
 
+@settings(unhurried)
 @given(scored(most=40))
 def test_auc_and_average_precision_agree_with_scikit_learn(case):
     scores, positives = case
@@ -51,6 +55,7 @@ def test_auc_and_average_precision_agree_with_scikit_learn(case):
     assert average_precision(scores, positives) == pytest.approx(expected)
 
 
+@settings(unhurried)
 @given(scored())
 def test_auc_of_negated_scores_is_the_rest_to_one(case):
     scores, positives = case
@@ -64,7 +69,7 @@ def test_constant_scores_know_nothing():
     assert precision_at(scores, positives, 4) == pytest.approx(0.3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(unhurried, max_examples=25)
 @given(scored(most=6), st.data())
 def test_ties_at_the_cut_count_as_the_mean_over_all_orders(case, data):
     scores, positives = case
@@ -78,6 +83,7 @@ def test_ties_at_the_cut_count_as_the_mean_over_all_orders(case, data):
     assert recall_at(scores, positives, budget) == pytest.approx(mean / positives.sum().item())
 
 
+@settings(unhurried)
 @given(scored())
 def test_inspection_curve_holds_the_recall_of_every_budget(case):
     scores, positives = case

@@ -11,6 +11,8 @@ from scipy.stats import norm
 from afterfit.evaluate import dip, otsu, two_component_mixture
 from afterfit.evaluate.separation import _dip_statistic
 
+unhurried = settings(deadline=None)  # the machine may be busy
+
 
 def brute_force_otsu(values):
     """Largest between-class variance over total variance, over all cuts, by definition."""
@@ -28,12 +30,14 @@ few_values = st.lists(st.integers(0, 20), min_size=2, max_size=15)
 two_groups = torch.tensor([0.0] * 5 + [1.0] * 3)
 
 
+@settings(unhurried)
 @given(few_values)
 def test_otsu_is_the_best_of_all_cuts(values):
     found = otsu(torch.tensor(values, dtype=torch.float64))
     assert found.separability == pytest.approx(brute_force_otsu(values))
 
 
+@settings(unhurried)
 @given(few_values)
 def test_otsu_share_above_is_that_of_its_threshold(values):
     points = torch.tensor(values, dtype=torch.float64)
@@ -41,6 +45,7 @@ def test_otsu_share_above_is_that_of_its_threshold(values):
     assert found.fraction_above == (points > found.threshold).double().mean()
 
 
+@settings(unhurried)
 @given(few_values, st.floats(0.1, 100), st.floats(-100, 100))
 def test_otsu_moves_with_scale_and_shift(values, scale, shift):
     points = torch.tensor(values, dtype=torch.float64)
@@ -124,7 +129,7 @@ def nearest_with_mode(mode, points, lower, upper):
     return linprog(cost, A_ub=np.array(rows), b_ub=bounds, bounds=limits).fun
 
 
-@settings(max_examples=40, deadline=None)
+@settings(unhurried, max_examples=40)
 @given(st.lists(st.integers(0, 30), min_size=2, max_size=10))
 def test_dip_is_the_distance_to_the_nearest_unimodal_distribution(values):
     points = np.sort(np.array(values, dtype=np.float64))
@@ -132,6 +137,7 @@ def test_dip_is_the_distance_to_the_nearest_unimodal_distribution(values):
     assert _dip_statistic(points) == pytest.approx(expected, abs=1e-6)
 
 
+@settings(unhurried)
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=30), st.floats(0.5, 9))
 def test_dip_stays_when_values_are_scaled_or_mirrored(values, scale):
     points = np.sort(np.round(values, 3))

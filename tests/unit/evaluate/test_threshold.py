@@ -13,6 +13,8 @@ CUTS = [otsu_cut, partial(expected_false_discovery_cut, rate=0.1), partial(budge
 every_cut = pytest.mark.parametrize("cut", CUTS, ids=["otsu", "false discovery", "budget"])
 many_scores = st.lists(st.integers(0, 9), min_size=4, max_size=30)
 
+unhurried = settings(deadline=None)  # the machine may be busy
+
 
 def two_groups(num, generator):
     """Scores whose square roots are two overlapping Gaussians, and which are of the upper one."""
@@ -21,7 +23,7 @@ def two_groups(num, generator):
     return (torch.where(wrong, 7.5 + roots, 4 + roots)).clamp(min=0) ** 2, wrong
 
 
-@settings(max_examples=60, deadline=None)
+@settings(unhurried, max_examples=60)
 @given(scores=many_scores)
 @every_cut
 def test_what_is_flagged_lies_above_the_threshold_and_nothing_else(cut, scores):
@@ -132,7 +134,7 @@ def test_a_rate_that_is_no_share_is_refused(rate):
         expected_false_discovery_cut(torch.arange(9.0), rate)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(unhurried, max_examples=60)
 @given(many_scores, st.data())
 def test_a_budget_is_spent_as_far_as_ties_allow(scores, data):
     values = torch.tensor(scores, dtype=torch.float64)

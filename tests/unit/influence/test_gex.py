@@ -195,11 +195,12 @@ def test_groups_blocks_and_means_are_sums_of_scores(memorized):
     query = found.observe(data.subset(torch.arange(7)))
     scores = found.scores(query)
     assert scores.shape == (7, 400)
-    torch.testing.assert_close(found.scores(data.subset(torch.arange(7))), scores)
-    torch.testing.assert_close(found.mean_scores(query), scores.mean(0), rtol=1e-4, atol=1e-5)
+    near = partial(torch.testing.assert_close, rtol=1e-3, atol=1e-4)  # sums in float32
+    near(found.scores(data.subset(torch.arange(7))), scores)
+    near(found.mean_scores(query), scores.mean(0))
     groups = [torch.tensor([1, 2]), torch.tensor([3])]
-    torch.testing.assert_close(found.group_scores(groups, query)[:, 1], scores[:, 3])
-    torch.testing.assert_close(found.block(torch.arange(7), torch.arange(400)), scores)
+    near(found.group_scores(groups, query)[:, 1], scores[:, 3])
+    near(found.block(torch.arange(7), torch.arange(400)), scores)
 
 
 def test_members_can_be_added_and_the_first_ones_stay(memorized):

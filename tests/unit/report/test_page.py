@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 from afterfit.report import LabelPage, label_page, sample_html
-from afterfit.report.page import MOST_ROWS
 
 
 def table(scores, threshold, given=None, suggested=None):
@@ -55,6 +54,17 @@ def page(**changes):
     return dataclasses.replace(full, **changes)
 
 
+def bare(**changes):
+    """A page without the slower pictures, for what they have no part in."""
+    return page(**{"search": None, "truth": None} | changes)
+
+
+@pytest.fixture(scope="module")
+def html():
+    """The full page, made once."""
+    return label_page(page())
+
+
 class Reader(HTMLParser):
     """Tags that a browser sees, checked for being closed, and the rows of the table."""
 
@@ -62,7 +72,7 @@ class Reader(HTMLParser):
 
     def __init__(self, html):
         HTMLParser.__init__(self)
-        self.tags, self.open, self.ids, self.addresses = [], [], [], []
+        self.tags, self.open, self.ids, self.addresses, self.handlers = [], [], [], [], []
         self.feed(html)
         self.close()
         assert self.open == []
@@ -71,6 +81,7 @@ class Reader(HTMLParser):
         self.tags.append(tag)
         values = dict(attrs)
         self.ids += [values["id"]] if "id" in values else []
+        self.handlers += [name for name in values if name.startswith("on")]
         self.addresses += [values[name] for name in ("src", "href", "action") if name in values]
         if tag not in self.void:
             self.open.append(tag)
@@ -88,31 +99,30 @@ def rows_of(html):
     return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in body.split("</tr>")[:-1]]
 
 
-def test_every_tag_is_closed_and_every_id_stands_once():
-    read = Reader(label_page(page()))
+def test_every_tag_is_closed_and_every_id_stands_once(html):
+    read = Reader(html)
     assert len(read.ids) == len(set(read.ids))
 
 
 def test_the_page_loads_nothing():
     html = label_page(page(samples=[sample_html(np.eye(4))]))
+    assert Reader(html).addresses
     assert all(address.startswith("data:image/png") for address in Reader(html).addresses)
     assert not re.search(r"@import|url\((?!#)|<link|<iframe|fetch\(|XMLHttp", html)
     assert "default-src 'none'" in html
 
 
-def test_the_content_policy_allows_exactly_the_script_of_the_page():
-    html = label_page(page())
+def test_the_content_policy_allows_exactly_the_script_of_the_page(html):
     (script,) = re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in html
 
 
-def test_the_same_input_gives_the_same_page():
-    assert label_page(page()) == label_page(page())
+def test_the_same_input_gives_the_same_page(html):
+    assert label_page(page()) == html
 
 
-def test_the_page_says_how_many_labels_look_wrong():
-    html = label_page(page())
+def test_the_page_says_how_many_labels_look_wrong(html):
     assert "2 of 5 labels" in html
     assert "(40.0%)" in html
 
@@ -122,76 +132,40 @@ def test_the_page_says_how_many_labels_look_wrong():
     ["Labels of the animals", "Members", "32", "Read the list from the top.", "One way.",
      "And another.", "Doe (2024)", "first", "second", "third"],
 )  # fmt: skip
-def test_everything_handed_over_stands_in_the_page(text):
-    assert text in label_page(page())
+def test_everything_handed_over_stands_in_the_page(text, html):
+    assert text in html
 
 
-def test_the_table_has_the_names_of_the_classes_and_the_order_of_the_scores():
-    rows = rows_of(label_page(page()))
-    assert [row[:6] for row in rows] == [
-        ["1", "1", "cat", "dog", "9", "0.9"],
-        ["2", "3", "cat", "dog", "4", "0.4"],
-        ["3", "2", "cat", "dog", "0.2", "0.02"],
-    ]
-    assert [row[-1] for row in rows] == ["wrong", "wrong", "right"]
-
-
-def test_each_card_holds_the_sample_of_its_row():
-    cards = label_page(page()).split('<li class="card"')[1:]
+def test_each_card_holds_the_sample_of_its_row(html):
+    cards = html.split('<li class="card"')[1:]
     assert [re.search("first|second|third", card).group() for card in cards] == [
         "first", "second", "third",
     ]  # fmt: skip
     assert [re.search(r"#(\d+)<", card).group(1) for card in cards] == ["1", "2", "3"]
 
 
-@pytest.mark.parametrize("place", ["title", "facts", "warnings", "methods", "citation", "names"])
-def test_markup_from_outside_is_shown_as_text(place):
-    evil = "<script>alert('x')</script>"
-    changes = {
-        "title": {"title": evil},
-        "facts": {"facts": [(evil, evil)]},
-        "warnings": {"warnings": [evil]},
-        "methods": {"methods": evil},
-        "citation": {"citation": evil},
-        "names": {"class_names": [evil, '" onmouseover="alert(1)']},
-    }[place]
-    html = label_page(page(**changes))
-    assert html.count("<script") == 1
-    assert "alert('x')" not in html
-    assert ' onmouseover="' not in html
-
-
 def test_ids_of_samples_are_shown_as_text():
     issues = page().issues.assign(id=["<b>a</b>", "b", "c", "d", "e"])
-    html = label_page(page(issues=issues))
+    html = label_page(bare(issues=issues))
     assert "<b>a</b>" not in html
     assert "&lt;b&gt;a&lt;/b&gt;" in html
 
 
-def test_confidence_is_shown_where_it_is_known():
+def test_confidence_is_shown_where_it_is_known(html):
     issues = page().issues.assign(confidence=[0.93, np.nan, 0.5, 0.5, 0.5])
-    assert "93%" in label_page(page(issues=issues))
-    assert "Confidence" not in label_page(page())
+    assert "93%" in label_page(bare(issues=issues))
+    assert "Confidence" not in html
 
 
 def test_scores_without_errors_have_no_column_for_them():
-    html = label_page(page(issues=page().issues.assign(stderr=np.nan)))
+    html = label_page(bare(issues=page().issues.assign(stderr=np.nan)))
     assert "Std. error" not in html
     assert "&plusmn;" not in html
     assert "nan" not in html.lower()
 
 
-def test_without_flagged_samples_the_page_says_so():
-    scores = np.ones(4)
-    bare = LabelPage("Quiet", table(scores, 1.0), scores, 1.0)
-    html = label_page(bare)
-    Reader(html)
-    assert "None of 4 labels stands out as wrong." in html
-    assert 'id="suspects"' not in html
-
-
 def test_only_what_was_handed_over_has_a_section():
-    html = label_page(page(search=None, truth=None, methods="", citation="", samples=[]))
+    html = label_page(bare(methods="", citation="", samples=[]))
     Reader(html)
     for heading in ("learning rate was chosen", "inspection finds", ">Method<", 'gallery">'):
         assert heading not in html
@@ -205,27 +179,15 @@ def test_only_what_was_handed_over_has_a_section():
 def test_labels_that_are_no_classes_are_shown_by_value(given, shown):
     scores = page().scores
     issues = table(scores, 2.0, given=given, suggested=given)
-    html = label_page(page(issues=issues, class_names=[]))
+    html = label_page(bare(issues=issues, class_names=[]))
     assert rows_of(html)[0][2] == shown
     assert "From which label to which" not in html
 
 
 def test_classes_without_names_are_numbered():
-    html = label_page(page(class_names=[]))
+    html = label_page(bare(class_names=[]))
     assert rows_of(html)[0][2:4] == ["0", "1"]
     assert "From which label to which" in html
-
-
-def test_a_label_beyond_the_names_is_shown_by_value():
-    html = label_page(page(class_names=["cat"]))
-    assert rows_of(html)[0][2:4] == ["0", "1"]
-
-
-def test_a_very_long_list_is_cut_and_the_rest_counted():
-    scores = np.linspace(1, 2, MOST_ROWS + 7)
-    html = label_page(LabelPage("Long", table(scores, 0.5), scores, 0.5))
-    assert len(rows_of(html)) == MOST_ROWS
-    assert "7 more flagged samples" in html
 
 
 def test_missing_columns_are_named():

@@ -16,7 +16,7 @@ def problem_and_data() -> tuple[Problem, Batches]:
 
 
 def search(monkeypatch, curve, hottest: float, **settings):
-    """Run the search where separability is ``curve(rate)`` and rates above ``hottest`` know nothing."""
+    """Search where separability is ``curve(rate)`` and rates above ``hottest`` know nothing."""
 
     def trial(problem, train, fit, sampler, cap, made):
         rate = sampler.learning_rate
