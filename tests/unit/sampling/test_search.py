@@ -55,7 +55,7 @@ def test_it_goes_up_to_the_cap_and_then_colder_where_the_coldest_is_best(order):
 
 def test_a_fall_means_something_only_where_something_separates(order):
     apart, _ = order(lambda rate: 0.9 if rate < 0.5 else 0.8, hottest=100)
-    assert apart == pytest.approx([0.4, 0.8, 0.2, 0.1, 0.05, 0.025])
+    assert apart == pytest.approx([0.4, 0.8, 0.2])
     together, _ = order(lambda rate: 0.6 - rate / 100, hottest=100, max_trials=9)
     assert together[:5] == pytest.approx([0.4, 0.8, 1.6, 3.2, 6.4])
 
@@ -142,10 +142,10 @@ def test_the_cap_is_half_way_to_the_best_constant(likelihood: str):
         optimizer.zero_grad()
         value = nothing()
         value.backward()
-        return float(value)
+        return float(value.detach())
 
     optimizer.step(closure)
-    expected = (float(fitted.median()) + float(nothing())) / 2
+    expected = (float(fitted.median()) + float(nothing().detach())) / 2
     assert loss_cap(case.problem, case.data) == pytest.approx(expected, rel=1e-5)
 
 
