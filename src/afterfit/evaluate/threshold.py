@@ -104,8 +104,7 @@ def expected_false_discovery_cut(
 
     ranked = _on_cpu(scores).sort(descending=True, stable=True)
     clean = (1 - wrong[ranked.indices]).cumsum(0) / torch.arange(1, len(scores) + 1)
-    allowed = ((clean <= rate) & _ends_of_ties(ranked.values)).nonzero().flatten()
-    num = int(allowed[-1]) + 1 if len(allowed) else 0
+    num = int((clean <= rate).sum())  # the share rises along the ranks, as the chance falls
     name = f"expected false discovery rate {rate:g}"
     return _cut(scores, num, float(wrong.mean()), otsu(transformed).separability, name)
 
@@ -127,12 +126,7 @@ def budget_cut(scores: Float[Tensor, " N"], budget: int, transform: Transform = 
         )
         raise ValueError(msg)
     split = otsu(_transformed(scores, transform))
-    ranked = _on_cpu(scores).sort(descending=True).values
-    ends = _ends_of_ties(ranked)[:budget].nonzero().flatten()
-    num = int(ends[-1]) + 1 if len(ends) else 0
-    if num == len(scores) and ranked[0] == ranked[-1]:
-        num = 0
-    return _cut(scores, num, split.fraction_above, split.separability, f"budget {budget}")
+    return _cut(scores, budget, split.fraction_above, split.separability, f"budget {budget}")
 
 
 def _chance_of_wrong(transformed: Tensor) -> Tensor:
@@ -150,16 +144,11 @@ def _chance_of_wrong(transformed: Tensor) -> Tensor:
     return torch.empty_like(chance).scatter_(0, ascending.indices, chance.cummax(0).values)
 
 
-def _ends_of_ties(ranked: Tensor) -> Tensor:
-    """True at the last of each run of equal scores."""
-    return torch.cat([ranked[1:] != ranked[:-1], torch.ones(1, dtype=torch.bool)])
-
-
 def _cut(scores: Tensor, num: int, expected_wrong: float, separability: float, name: str) -> Cut:
-    """The cut that flags the `num` largest scores, of which none ties with one left behind."""
+    """The cut that flags the `num` largest scores, less those that tie with one left behind."""
     values = _on_cpu(scores)
     ranked = values.sort(descending=True).values
-    if num == 0:
+    if num == 0 or ranked[0] == ranked[-1]:
         threshold = float(ranked[0])
     elif num == len(ranked):
         threshold = float(torch.nextafter(ranked[-1], ranked.new_tensor(-torch.inf)))

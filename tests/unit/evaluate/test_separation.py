@@ -85,8 +85,8 @@ def test_otsu_of_equal_values_leaves_the_upper_group_empty():
     assert (found.separability, found.fraction_above) == (0.0, 0.0)
 
 
-def test_otsu_threshold_fits_between_neighboring_floats():
-    low = 1.0
+@pytest.mark.parametrize("low", [1.0, math.nextafter(1, 2)])  # midway rounds down, then up
+def test_otsu_threshold_fits_between_neighboring_floats(low):
     values = torch.tensor([low, math.nextafter(low, 2)], dtype=torch.float64)
     assert otsu(values).fraction_above == (values > otsu(values).threshold).double().mean() == 0.5
 

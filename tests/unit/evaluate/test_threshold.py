@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterfit.evaluate import budget_cut, expected_false_discovery_cut, otsu, otsu_cut
-from afterfit.evaluate.threshold import signed_sqrt
+from afterfit.evaluate.threshold import _chance_of_wrong, signed_sqrt
 
 CUTS = [otsu_cut, partial(expected_false_discovery_cut, rate=0.1), partial(budget_cut, budget=3)]
 every_cut = pytest.mark.parametrize("cut", CUTS, ids=["otsu", "false discovery", "budget"])
@@ -40,6 +40,10 @@ def test_equal_scores_flag_nothing(cut):
     found = cut(torch.full((10,), 0.1))
     assert not found.is_issue.any()
     assert (found.expected_wrong, found.separability) == (0.0, 0.0)
+
+
+def test_equal_scores_flag_nothing_even_with_a_budget_for_all():
+    assert not budget_cut(torch.ones(4), budget=4).is_issue.any()
 
 
 @every_cut
@@ -120,12 +124,22 @@ def test_one_gaussian_has_no_discoveries(generator):
     assert found.expected_wrong == 0
 
 
-def test_a_clean_group_with_a_wide_spread_does_not_take_the_largest_scores(generator):
+def test_chance_of_a_wrong_label_never_falls_as_the_score_rises(generator):
     clean = 6 + 3 * torch.randn(4000, generator=generator, dtype=torch.float64)
     wrong = 14 + 0.3 * torch.randn(1000, generator=generator, dtype=torch.float64)
-    scores = torch.cat([clean.clamp(min=0), wrong, torch.tensor([25.0]).double()]) ** 2
-    found = expected_false_discovery_cut(scores, 0.2)
-    assert found.is_issue[-1]
+    roots = torch.cat([clean, wrong, torch.tensor([25.0]).double()])
+    chance = _chance_of_wrong(roots)[roots.argsort()]
+    assert chance[-1] > 0.9  # although the wide group alone reaches so far
+    assert (chance.diff() >= 0).all()
+
+
+def test_a_wide_group_of_wrong_labels_does_not_take_the_smallest_scores(generator):
+    clean = 5 + 0.2 * torch.randn(4000, generator=generator, dtype=torch.float64)
+    wrong = 9 + 2 * torch.randn(1000, generator=generator, dtype=torch.float64)
+    scores = torch.cat([clean, wrong, torch.tensor([1.0]).double()]) ** 2
+    found = expected_false_discovery_cut(scores, 0.1)
+    assert 500 < found.is_issue.sum() < 1500
+    assert not found.is_issue[-1]
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, 10.0])

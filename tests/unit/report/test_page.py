@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from afterfit.report import LabelPage, label_page, sample_html
+from afterfit.report.page import MOST_ROWS
 
 
 def table(scores, threshold, given=None, suggested=None):
@@ -136,12 +137,42 @@ def test_everything_handed_over_stands_in_the_page(text, html):
     assert text in html
 
 
+def test_the_table_has_the_names_of_the_classes_and_the_order_of_the_scores(html):
+    rows = rows_of(html)
+    assert [row[:6] for row in rows] == [
+        ["1", "1", "cat", "dog", "9", "0.9"],
+        ["2", "3", "cat", "dog", "4", "0.4"],
+        ["3", "2", "cat", "dog", "0.2", "0.02"],
+        ["4", "0", "cat", "dog", "0.1", "0.01"],
+        ["5", "4", "cat", "dog", "0", "0"],
+    ]
+    assert [row[6] for row in rows] == ["yes", "yes", "no", "no", "no"]
+    assert [row[-1] for row in rows] == ["wrong", "wrong", "right", "right", "right"]
+
+
 def test_each_card_holds_the_sample_of_its_row(html):
     cards = html.split('<li class="card"')[1:]
     assert [re.search("first|second|third", card).group() for card in cards] == [
         "first", "second", "third",
     ]  # fmt: skip
     assert [re.search(r"#(\d+)<", card).group(1) for card in cards] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("place", ["title", "facts", "warnings", "methods", "citation", "names"])
+def test_markup_from_outside_is_shown_as_text(place):
+    evil = "<script>alert('x')</script>"
+    changes = {
+        "title": {"title": evil},
+        "facts": {"facts": [(evil, evil)]},
+        "warnings": {"warnings": [evil]},
+        "methods": {"methods": evil},
+        "citation": {"citation": evil},
+        "names": {"class_names": [evil, '" onmouseover="alert(1)']},
+    }[place]
+    html = label_page(bare(**changes))
+    read = Reader(html)
+    assert read.tags.count("script") == html.count("<script") == 1
+    assert read.handlers == []
 
 
 def test_ids_of_samples_are_shown_as_text():
@@ -162,6 +193,15 @@ def test_scores_without_errors_have_no_column_for_them():
     assert "Std. error" not in html
     assert "&plusmn;" not in html
     assert "nan" not in html.lower()
+
+
+def test_without_flagged_samples_the_page_says_so():
+    scores = np.ones(4)
+    html = label_page(LabelPage("Quiet", table(scores, 1.0), scores, 1.0))
+    Reader(html)
+    assert "None of 4 labels stands out as wrong." in html
+    assert len(rows_of(html)) == 4
+    assert "From which label to which" not in html
 
 
 def test_only_what_was_handed_over_has_a_section():
@@ -188,6 +228,18 @@ def test_classes_without_names_are_numbered():
     html = label_page(bare(class_names=[]))
     assert rows_of(html)[0][2:4] == ["0", "1"]
     assert "From which label to which" in html
+
+
+def test_a_label_beyond_the_names_is_shown_by_value():
+    assert rows_of(label_page(bare(class_names=["cat"])))[0][2:4] == ["cat", "1"]
+
+
+def test_a_very_long_list_is_cut_and_the_rest_counted():
+    scores = np.linspace(1, 2, MOST_ROWS + 7)
+    html = label_page(LabelPage("Long", table(scores, 0.5), scores, 0.5))
+    assert len(rows_of(html)) == MOST_ROWS
+    assert f"{MOST_ROWS:,} samples with the largest scores" in html
+    assert "the other 7 are in" in html
 
 
 def test_missing_columns_are_named():

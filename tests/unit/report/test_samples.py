@@ -124,6 +124,12 @@ def test_what_is_no_image_is_refused(shape):
         image_html(np.zeros(shape))
 
 
+def test_a_row_has_a_line_for_each_column():
+    read = Reader(row_html([1.23456, "a & b", None], ["x", "y", "z"]))
+    assert read.tags.count("tr") == 3
+    assert read.text == "x1.235ya & bzNone"
+
+
 def test_only_named_columns_stand_out():
     lines = row_html([1, 2, 3], ["x", "y", "z"], highlights=["y"]).split("<tr")[1:]
     assert ["sample-highlight" in line for line in lines] == [False, True, False]
