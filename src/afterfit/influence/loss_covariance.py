@@ -214,8 +214,20 @@ class CovarianceInfluence(Influence):
         return inner(own[rows], own[columns])
 
     def extend(self, members: int) -> "CovarianceInfluence":
-        """Add members; those that are there are kept, and training goes on from the last."""
+        """Add members; those that are there are kept, and training goes on from the last.
+
+        Raises
+        ------
+        TypeError
+            If the sampler has no number of members that could be raised, as with checkpoints.
+        """
         sampler: Any = self.method.sampler
+        if "members" not in getattr(type(sampler), "__dataclass_fields__", {}):
+            message = (
+                f"{type(sampler).__name__} has no setting 'members' to raise; fit again with a "
+                "sampler that holds more"
+            )
+            raise TypeError(message)
         larger = replace(
             self.method, sampler=replace(sampler, members=len(self.ensemble) + members)
         )
