@@ -80,7 +80,12 @@ def loss_cap(problem: Problem, train: Batches) -> float:
         If the likelihood has no predictor that ignores its input (``PerSample``).
     """
     targets = train.targets()
-    nothing = problem.likelihood.loss(problem.likelihood.null_outputs(targets), targets)
+    try:
+        constant = problem.likelihood.null_outputs(targets)
+    except TypeError as error:
+        message = f"{error}; or give learning_rate a number, or cap a median loss in nats"
+        raise TypeError(message) from error
+    nothing = problem.likelihood.loss(constant, targets)
     fitted = losses(problem, train).median()
     return float(fitted + 0.5 * (nothing.mean() - fitted))
 

@@ -90,9 +90,9 @@ def soft_targets(
     use it). Train on them with ``-(targets * log_softmax).sum(-1)``; they do not sum to 1.
     """
     tiny = 1e-12
-    p = probabilities.clamp(tiny, 1 - tiny)
+    p = probabilities.double().clamp(tiny, 1 - tiny)  # in single precision 1 - tiny is 1
     labels = given.long()[:, None]
     one_hot = torch.zeros_like(p).scatter(1, labels, 1.0)
     rest = (1 - p.gather(1, labels)).clamp_min(tiny).log() / (p.shape[1] - 1)
     turned = (rest / p.log()).scatter(1, labels, 0.0)
-    return torch.where(is_issue[:, None], turned, one_hot)
+    return torch.where(is_issue[:, None], turned, one_hot).to(probabilities.dtype)

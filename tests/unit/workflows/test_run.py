@@ -1,0 +1,274 @@
+"""A run in a folder: every file whole, readable by others, and the same when taken up again."""
+
+import json
+import math
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Generator, Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from afterfit import (
+    GEX,
+    Batches,
+    Bernoulli,
+    Gaussian,
+    GeometricEnsemble,
+    LossCovariance,
+    PerSample,
+    Trained,
+    TrainingStream,
+    budget_cut,
+    run_labels,
+)
+from afterfit.evaluate import auc, average_precision
+from afterfit.influence import CovarianceInfluence
+from afterfit.influence.baselines import loss_scores
+from afterfit.workflows import LabelRun
+
+FILES = {"scores.csv", "result.json", "run.toml", "report.html"}
+QUICK = GEX(members=4, steps=4, learning_rate=0.1, sampler=GeometricEnsemble(way="alone"))
+SEARCHING = replace(QUICK, learning_rate="auto", max_trials=3)
+
+
+def trained(num: int = 30, **settings: Any) -> Trained:
+    """Two clouds, of which the first two samples have the label of the other one."""
+    generator = Generator().manual_seed(0)
+    clean = torch.arange(num) % 2
+    x = torch.randn(num, 2, generator=generator) + 3 * clean[:, None]
+    wrong = torch.arange(num) < 2
+    net = nn.Linear(2, 2)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+        net.bias.copy_(torch.tensor([3.0, -3.0]))
+    y = torch.where(wrong, 1 - clean, clean)
+    given = {"module": net, "train": (x, y), "wrong": wrong, "classes": ("cat", "dog")}
+    return Trained(**{**given, **settings})
+
+
+def strictly(text: str) -> Any:
+    """Parse JSON as other languages do, which know neither NaN nor Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def read(run: LabelRun) -> tuple[pd.DataFrame, dict[str, Any], dict[str, Any], str]:
+    folder = run.folder
+    return (
+        pd.read_csv(folder / "scores.csv"),
+        strictly((folder / "result.json").read_text()),
+        tomllib.loads((folder / "run.toml").read_text()),
+        run.report.read_text(),
+    )
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        QUICK,
+        SEARCHING,
+        replace(SEARCHING, cap=1e-9),
+        replace(QUICK, members=2),
+        loss_scores,
+        partial(loss_scores),
+        LossCovariance(GeometricEnsemble(members=4, steps=2)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:no learning rate keeps")
+def test_every_file_is_there_whole_and_can_be_read(method: Any, tmp_path: Path):
+    run = run_labels(trained(), tmp_path / "deep" / "run", method)
+    scores, result, settings, page = read(run)
+    assert scores["rank"].tolist() == list(range(1, 31))
+    assert set(scores["index"][:2]) == {0, 1}
+    assert result["samples"] == settings["input"]["samples"] == 30
+    assert result["issues"] == int(scores["is_issue"].sum())
+    assert settings["input"]["network"] == result["network"]
+    assert page.rstrip().endswith("</html>")
+    names = {path.name for path in run.folder.iterdir()}
+    with_table = isinstance(run.analysis.influence, CovarianceInfluence)
+    assert names >= (FILES | {"losses.safetensors"} if with_table else FILES)
+    assert not [path for path in run.folder.rglob("*") if "tmp" in path.name]
+
+
+def test_the_settings_are_written_as_asked_for_and_as_used(tmp_path: Path):
+    found = run_labels(trained(), tmp_path, SEARCHING)
+    _, result, settings, _ = read(found)
+    method, sampler = settings["method"], settings["sampler"]
+    assert method["name"] == "GEX"
+    assert (method["members"], method["learning_rate"], method["max_trials"]) == (4, "auto", 3)
+    assert method["move"] == "level"
+    assert sampler["name"] == "GeometricEnsemble"
+    assert sampler["schedule"] == "warm_cosine"
+    assert sampler["learning_rate"] == result["search"]["learning_rate"]
+    assert sampler["weight_decay"] == 0.1
+    assert " at 0x" not in (tmp_path / "run.toml").read_text()
+    assert {"afterfit", "torch", "numpy", "python"} <= settings["versions"].keys()
+
+
+def test_what_is_not_known_is_null(tmp_path: Path):
+    run = run_labels(trained(), tmp_path, replace(QUICK, members=2))
+    assert read(run)[1]["reliability"] is None
+    assert math.isnan(run.analysis.influence.reliability())  # pyright: ignore
+
+
+def test_figures_are_those_of_the_scores(tmp_path: Path):
+    given = trained()
+    run = run_labels(given, tmp_path, QUICK, partial(budget_cut, budget=4))
+    scores = run.analysis.scores.value
+    expected = {
+        "auc": auc(scores, given.wrong),
+        "average_precision": average_precision(scores, given.wrong),
+        "precision": 0.5,
+        "recall": 1.0,
+    }
+    assert run.figures == pytest.approx(expected)
+    result = read(run)[1]
+    assert {name: result[name] for name in expected} == pytest.approx(expected)
+
+
+def test_without_the_truth_or_flags_there_are_no_figures_of_them(tmp_path: Path):
+    assert run_labels(trained(wrong=None), tmp_path / "a", loss_scores).figures == {}
+    nothing = partial(budget_cut, budget=0)
+    assert run_labels(trained(), tmp_path / "b", loss_scores, nothing).figures.keys() == {
+        "auc",
+        "average_precision",
+    }
+
+
+def test_losses_are_those_of_the_table(tmp_path: Path):
+    run = run_labels(trained(), tmp_path, QUICK)
+    kept, table = load_file(tmp_path / "losses.safetensors"), run.analysis.influence.table  # pyright: ignore
+    assert torch.equal(kept["trained"], table.trained)
+    assert torch.equal(kept["columns"], table.columns)
+
+
+class KilledError(Exception):
+    """Stands for the end of a process."""
+
+
+@pytest.mark.parametrize("where", ["30 members", "4 members", "learning rate", "member 3"])
+def test_a_run_that_was_killed_is_finished_by_the_same_call(where: str, tmp_path: Path):
+    def die(line: str) -> None:
+        if line.startswith(where):
+            raise KilledError
+
+    whole = run_labels(trained(), tmp_path / "whole", SEARCHING)
+    folder = tmp_path / "killed"
+    try:
+        run_labels(trained(), folder, SEARCHING, say=die)
+    except KilledError:
+        assert not FILES & {path.name for path in folder.iterdir()}
+    again = run_labels(trained(), folder, SEARCHING)
+    for name in ("scores.csv", "run.toml", "report.html", "losses.safetensors"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert again.figures == whole.figures
+
+
+def test_the_budget_is_the_cost_of_the_training(tmp_path: Path):
+    run = run_labels(trained(epochs=30), tmp_path)
+    assert read(run)[2]["method"]["budget"] == 30
+    assert read(run)[1]["forecast"]["epochs"] <= 30
+
+
+def noisy(inputs: Tensor, generator: Generator) -> Tensor:
+    return inputs + 0.1 * torch.randn(inputs.shape, generator=generator)
+
+
+def streams(x: Tensor, y: Tensor) -> list[Any]:
+    loader = DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True)
+    return [loader, TrainingStream(Batches((x, y)), 8, noisy)]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_members_train_on_what_the_network_trained_on(number: int, tmp_path: Path):
+    given = trained()
+    fit = streams(*given.train)[number]
+    run = run_labels(replace(given, fit=fit), tmp_path, QUICK)
+    assert run.analysis.influence.stream.samples_per_step == 8  # pyright: ignore
+    loss = run_labels(replace(given, fit=fit), tmp_path / "loss", loss_scores)
+    assert len(loss.analysis.issues) == 30
+
+
+# What a reader sees ------------------------------------------------------------------------------
+
+SHOWS: dict[str, tuple[Callable[[int], Any], str]] = {
+    "text": (lambda i: f"letter <i>{i}</i> & more", "letter &lt;i&gt;0&lt;/i&gt; &amp; more"),
+    "array": (lambda i: np.full((4, 4), i / 30), "data:image/png;base64,"),
+    "tensor": (lambda i: torch.full((3, 4, 4), i / 30), "data:image/png;base64,"),
+    "named": (lambda i: {"age": 40 + i, "town": "<Ulm>"}, "&lt;Ulm&gt;"),
+}
+
+
+@pytest.mark.parametrize("kind", SHOWS)
+def test_samples_look_as_show_says(kind: str, tmp_path: Path):
+    show, expected = SHOWS[kind]
+    page = run_labels(trained(show=show), tmp_path, loss_scores).report.read_text()
+    assert expected in page
+    assert "letter <i>" not in page
+    assert "<Ulm>" not in page
+
+
+def test_the_suspects_stand_on_the_page_with_their_names(tmp_path: Path):
+    given = trained(show=lambda i: f"this is number {i}.")
+    ids = [f"file <{i}>" for i in range(30)]
+    named = replace(given, train=Batches(given.train, ids=ids))
+    run = run_labels(named, tmp_path, loss_scores, title="My <labels>")
+    page = run.report.read_text()
+    for i in run.analysis.issues["index"][:2]:
+        assert f"this is number {i}." in page
+        assert f"file &lt;{i}&gt;" in page
+    assert "My &lt;labels&gt;" in page
+    assert "cat" in page
+
+
+def rows_of_dicts(x: Tensor, y: Tensor) -> list[dict[str, Tensor]]:
+    return [{"input": a, "labels": b} for a, b in zip(x, y, strict=True)]
+
+
+@pytest.mark.parametrize("make", [rows_of_dicts, lambda x, y: (x, x, y)])
+def test_inputs_that_are_dicts_or_tuples_are_shown_too(make: Callable[..., Any], tmp_path: Path):
+    class Either(nn.Module):
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, input: Tensor, other: Tensor | None = None) -> Tensor:  # noqa: A002
+            return self.layer(input)
+
+    given = trained()
+    run = run_labels(replace(given, module=Either(), train=make(*given.train)), tmp_path, QUICK)
+    assert len(read(run)[0]) == 30
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "num_outputs", "target"),
+    [
+        (Bernoulli(), 1, lambda y: y.float()),
+        (Bernoulli(), 3, lambda y: torch.stack([y, 1 - y, y], 1).float()),
+        (Gaussian(), 1, lambda y: y[:, None] * 2.5),
+        (PerSample(lambda f, y: (f[:, 0] - y).square()), 1, lambda y: y.float()),
+    ],
+)
+def test_other_targets_than_classes_get_a_page_too(
+    likelihood: Any, num_outputs: int, target: Callable[[Tensor], Tensor], tmp_path: Path
+):
+    given = trained(classes=())
+    x, y = given.train
+    other = replace(
+        given, module=nn.Linear(2, num_outputs), likelihood=likelihood, train=(x, target(y))
+    )
+    scores, result, *_ = read(run_labels(other, tmp_path, QUICK))
+    assert len(scores) == 30
+    assert "auc" in result
