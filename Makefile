@@ -2,7 +2,6 @@
 # make test      the tests (slow ones and those against other libraries: see CONTRIBUTING.md)
 # make lint      style, floors and types
 # make docs      the documentation site, in site/
-# make bench     benchmarks
 # make oracles   the libraries that `pytest -m against` compares with
 # make clean     remove what the commands made; the environment in .venv stays
 
@@ -16,7 +15,7 @@ SOURCES := $(shell find src -name '*.py')
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test lint style floors types docs bench oracles clean
+.PHONY: demo test lint style floors types docs oracles clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/afterfit demo --out runs/demo
@@ -38,9 +37,6 @@ types: $(DEV_STAMP)
 
 docs: $(DEV_STAMP)
 	$(BIN)/mkdocs build --strict
-
-bench: $(DEV_STAMP)
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
 oracles: $(DEV_STAMP)
 	$(PIP) -r requirements-oracles.txt

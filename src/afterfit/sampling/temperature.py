@@ -30,8 +30,8 @@ def default_weight_decay(problem: Problem) -> float:
     Weights before a normalization layer have no scale that the function could feel (van Laarhoven
     2017, "L2 regularization versus batch and weight normalization"), and a high rate alone
     unsettles them. Without one, a high rate makes a network that fits its data only more sure of
-    what it remembers; the pull to zero is what makes it forget. Both numbers were chosen on digits,
-    breast cancer and two sets of human labels (experiments/gex/NOTES.md).
+    what it remembers; the pull to zero is what makes it forget. Both numbers were chosen with the
+    truth in sight on the data named in experiments/gex/NOTES.md.
     """
     return 5e-4 if problem.normalizations else 0.1
 

@@ -211,15 +211,17 @@ def _page(
         search=_search(analysis),
         truth=truth,
         warnings=_cautions(analysis),
-        methods=_METHODS,
-        citation=GEX.reference,
+        methods=_GEX if isinstance(analysis.influence, CovarianceInfluence) else _OTHER,
+        citation=GEX.reference if isinstance(analysis.influence, CovarianceInfluence) else "",
     )
 
 
-_METHODS = (
+_OTHER = "Score: that of the method chosen for this run, large where a label is suspicious."
+
+_GEX = (
     "Score: self-influence by GEX (Kim, Kim and Yang 2023), from the true losses of each sample "
     "over networks that training reaches from the given one at a rate which unsettles what was "
-    "memorized. Large: the network fits this label only by remembering it."
+    "memorized, in nats squared. Large: the network fits this label only by remembering it."
 )
 
 

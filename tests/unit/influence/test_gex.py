@@ -195,7 +195,7 @@ def test_groups_blocks_and_means_are_sums_of_scores(memorized):
     query = found.observe(data.subset(torch.arange(7)))
     scores = found.scores(query)
     assert scores.shape == (7, 400)
-    near = partial(torch.testing.assert_close, rtol=1e-3, atol=1e-4)  # sums in float32
+    near = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)  # sums in float32
     near(found.scores(data.subset(torch.arange(7))), scores)
     near(found.mean_scores(query), scores.mean(0))
     groups = [torch.tensor([1, 2]), torch.tensor([3])]
