@@ -74,6 +74,7 @@ def names() -> list[str]:
     ]
     human += [f"agnews-human-0.2-trained-{seed}" for seed in range(3)]
     trec = [f"trec-uniform-0.2-{regime}-0" for regime in REGIMES]
+    trec += [f"agbag-human-0.2-{regime}-0" for regime in REGIMES]
     cifar = [
         "cifar-uniform-0.2-trained-0",
         "cifar-aggre-human-trained-0",
@@ -92,8 +93,8 @@ def job(name: str, folder: Path, cache: Path) -> Job:
         loaded = sets.cifar10(folder, 4000, 1000)
     elif kind == "mnist":
         loaded = sets.mnist(folder, 2000, 1000, seed)
-    elif kind == "trec":
-        return trec_job(folder, float(rate), regime, seed)
+    elif kind in ("trec", "agbag"):
+        return words_job(kind, folder, float(rate), regime, seed)
     else:
         loaded = {"digits": sets.digits, "cancer": sets.breast_cancer}[kind]()
     inputs, clean = loaded.inputs, loaded.labels
@@ -157,17 +158,21 @@ def features_job(kind: str, noisy: str, folder: Path, cache: Path) -> Job:
     )
 
 
-def trec_job(folder: Path, rate: float, regime: str, seed: int) -> Job:
-    """A bag of embeddings on questions."""
-    loaded = sets.trec(folder)
+def words_job(kind: str, folder: Path, rate: float, regime: str, seed: int) -> Job:
+    """A bag of embeddings, on questions with drawn noise or on news with human noise."""
+    if kind == "trec":
+        loaded, num_classes = sets.trec(folder), 6
+        labels, wrong = noise.uniform(loaded.labels, rate, 6, np.random.default_rng(seed))
+    else:
+        loaded, labels = sets.noisy_ag_news(folder)
+        wrong, num_classes = labels != loaded.labels, 4
     words = sets.tokens(loaded.inputs, sets.vocabulary(loaded.inputs, 2000), 24)
-    labels, wrong = noise.uniform(loaded.labels, rate, 6, np.random.default_rng(seed))
     augment = networks.drop_words(0.1)
     return Job(
         words,
         labels,
         wrong,
-        lambda s: networks.bag_of_words(2001, 6, seed=s),
+        lambda s: networks.bag_of_words(2001, num_classes, seed=s),
         regimes(augment)[regime],
         fit_augment(regime, augment),
         peak_rate=0.2,

@@ -36,8 +36,8 @@ from afterfit.sampling.geometric import GeometricEnsemble, named, reference
 from afterfit.sampling.temperature import (
     RateSearch,
     Trial,
-    default_weight_decay,
     find_learning_rate,
+    forgetting,
 )
 
 Say = Callable[[str], None]
@@ -66,7 +66,8 @@ class GEX:
         most clearly (:mod:`afterfit.sampling.temperature`); or a number.
     weight_decay
         L2 pull while members train; ``"auto"`` is what
-        :func:`~afterfit.sampling.temperature.default_weight_decay` says.
+        :func:`~afterfit.sampling.temperature.forgetting` says, which for embeddings without
+        normalization takes AdamW in place of SGD.
     batch_size, augment
         How members train, unless ``fit`` is given a loader of its own.
     losses
@@ -166,10 +167,10 @@ class GEX:
         """
         stream = self._stream(train, fit)
         losses(problem, train)  # what is wrong with the data is said before anything is trained
-        auto = self.weight_decay == "auto"
-        sampler = self._template(
-            default_weight_decay(problem) if auto else float(self.weight_decay)
-        )
+        if self.weight_decay == "auto":
+            sampler = forgetting(problem, self._template(0.0))
+        else:
+            sampler = self._template(float(self.weight_decay))
         trials = self.max_trials if self.learning_rate == "auto" else 0
         if self.budget is not None:
             sampler, trials = within_budget(sampler, stream, trials, self.budget)

@@ -46,6 +46,8 @@ class Problem:
     train_forward
         The same network as it is trained, all of its parts in train mode: dropout on, batch
         statistics, and the buffers that are passed in ``params`` updated in place.
+    normalizations, lookups
+        Names of the normalization layers, and of the tables that embed indices.
     """
 
     forward: Forward
@@ -54,6 +56,7 @@ class Problem:
     buffers: Params
     train_forward: Forward
     normalizations: tuple[str, ...] = ()
+    lookups: tuple[str, ...] = ()
 
     @classmethod
     def from_module(
@@ -97,6 +100,11 @@ class Problem:
             train_forward=_call(training),
             normalizations=tuple(
                 name for name, part in module.named_modules() if "Norm" in type(part).__name__
+            ),
+            lookups=tuple(
+                name
+                for name, part in module.named_modules()
+                if isinstance(part, (nn.Embedding, nn.EmbeddingBag))
             ),
         )
 

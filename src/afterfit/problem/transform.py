@@ -58,9 +58,11 @@ def restrict(problem: Problem, names: str) -> Problem:
         params=kept,
         forward=held_still(problem.forward),
         train_forward=held_still(problem.train_forward),
-        normalizations=tuple(
-            layer
-            for layer in problem.normalizations
-            if any(name.startswith(f"{layer}.") for name in kept)
-        ),
+        normalizations=_touched(problem.normalizations, kept),
+        lookups=_touched(problem.lookups, kept),
     )
+
+
+def _touched(layers: tuple[str, ...], kept: Params) -> tuple[str, ...]:
+    """The layers that own one of the parameters."""
+    return tuple(layer for layer in layers if any(name.startswith(f"{layer}.") for name in kept))

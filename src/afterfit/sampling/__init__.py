@@ -4,6 +4,7 @@ from afterfit.sampling.draws import Checkpoints, GaussianDraws
 from afterfit.sampling.forecast import Forecast, forecast
 from afterfit.sampling.geometric import (
     GeometricEnsemble,
+    adamw,
     constant,
     cosine,
     reference,
@@ -21,6 +22,7 @@ __all__ = [
     "GeometricEnsemble",
     "RateSearch",
     "Trial",
+    "adamw",
     "constant",
     "cosine",
     "find_learning_rate",

@@ -68,6 +68,18 @@ def sgd(momentum: float = 0.9, weight_decay: float = 5e-4) -> Step:
     return step
 
 
+def adamw(weight_decay: float = 1.0) -> Step:
+    """Make AdamW (Loshchilov and Hutter 2019, "Decoupled weight decay regularization", ICLR).
+
+    Its steps have the same length in every coordinate, those of rare rows of an embedding too.
+    """
+
+    def step(leaves: list[Tensor], learning_rate: float) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(leaves, lr=learning_rate, weight_decay=weight_decay)
+
+    return step
+
+
 @final
 @dataclass(frozen=True)
 class GeometricEnsemble:

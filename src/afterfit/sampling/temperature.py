@@ -14,7 +14,7 @@ from afterfit.problem.data import Batches, TrainingStream
 from afterfit.problem.ensemble import Member
 from afterfit.problem.persample import losses
 from afterfit.problem.problem import Problem
-from afterfit.sampling.geometric import GeometricEnsemble
+from afterfit.sampling.geometric import GeometricEnsemble, adamw
 from afterfit.sampling.walk import Diverged
 
 GRID = tuple(0.4 * 2.0**k for k in range(-9, 5))
@@ -24,8 +24,20 @@ GRID = tuple(0.4 * 2.0**k for k in range(-9, 5))
 _ONE_GROUP = 0.66  # separability of one exponential or normal population, and a little
 
 
+def forgetting(problem: Problem, sampler: GeometricEnsemble) -> GeometricEnsemble:
+    """Give a sampler the weight decay, and where need be the steps, by which a network forgets.
+
+    A table that embeds indices, with no normalization behind it, moves hardly at all by plain SGD:
+    a row has a gradient only where its word occurs. It gets :func:`~afterfit.sampling.adamw`, whose
+    steps do not depend on that. A sampler with a ``step`` of its own keeps it.
+    """
+    if sampler.step is None and problem.lookups and not problem.normalizations:
+        return replace(sampler, step=adamw(), weight_decay=0.0)
+    return replace(sampler, weight_decay=default_weight_decay(problem))
+
+
 def default_weight_decay(problem: Problem) -> float:
-    """Decay at which a network forgets: 0.0005 with normalization layers, 0.1 without.
+    """Decay of plain SGD at which a network forgets: 0.0005 with normalization layers, 0.1 without.
 
     Weights before a normalization layer have no scale that the function could feel (van Laarhoven
     2017, "L2 regularization versus batch and weight normalization"), and a high rate alone
@@ -37,8 +49,9 @@ def default_weight_decay(problem: Problem) -> float:
 
 
 def first_rate(sampler: GeometricEnsemble) -> float:
-    """Where the search begins: lower where a strong decay already unsettles the network."""
-    return 0.4 if sampler.weight_decay < 0.01 else 0.1
+    """Where the search begins: lower where strong decay or Adam already unsettles the network."""
+    plain = sampler.step is None and sampler.weight_decay < 0.01
+    return 0.4 if plain else 0.1
 
 
 @final

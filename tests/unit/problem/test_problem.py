@@ -263,6 +263,13 @@ def test_a_problem_knows_its_normalizations():
     assert restrict(attention, "layer.norm2.*|head.*").normalizations == ("layer.norm2",)
 
 
+def test_a_problem_knows_its_tables_of_embeddings():
+    network = nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 3))
+    problem = Problem.from_module(network, Gaussian())
+    assert problem.lookups == ("0",)
+    assert restrict(problem, "1.*").lookups == ()
+
+
 def test_a_problem_knows_its_size_its_type_and_its_place():
     problem = make_case("linear", "gaussian").problem
     assert problem.num_params == 8

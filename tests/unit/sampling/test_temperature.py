@@ -6,7 +6,14 @@ from torch import nn
 
 from afterfit.influence import GEX
 from afterfit.problem import Batches, Categorical, PerSample, Problem, TrainingStream
-from afterfit.sampling import GeometricEnsemble, Trial, find_learning_rate, temperature
+from afterfit.sampling import (
+    GeometricEnsemble,
+    Trial,
+    adamw,
+    find_learning_rate,
+    sgd,
+    temperature,
+)
 
 
 def problem_and_data() -> tuple[Problem, Batches]:
@@ -78,3 +85,27 @@ def test_networks_without_normalization_are_pulled_harder():
     problem, _ = problem_and_data()
     normalized = Problem.from_module(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), Categorical())
     assert temperature.default_weight_decay(problem) > temperature.default_weight_decay(normalized)
+
+
+def test_embeddings_without_normalization_are_walked_by_adam():
+    bag = nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 3))
+    normalized = nn.Sequential(nn.EmbeddingBag(9, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+    words = Problem.from_module(bag, Categorical())
+    plain = GeometricEnsemble()
+    chosen = temperature.forgetting(words, plain).step
+    assert chosen is not None
+    leaf = torch.zeros(2, requires_grad=True)
+    assert isinstance(chosen([leaf], 0.1), torch.optim.AdamW)
+    for other in (problem_and_data()[0], Problem.from_module(normalized, Categorical())):
+        assert temperature.forgetting(other, plain).step is None
+    own = GeometricEnsemble(step=sgd(0.5))
+    assert temperature.forgetting(words, own).step is own.step
+    assert temperature.first_rate(temperature.forgetting(words, plain)) == 0.1
+
+
+def test_adam_moves_a_rare_word_as_far_as_a_common_one():
+    table = torch.zeros(2, 3, requires_grad=True)
+    optimizer = adamw(weight_decay=0.0)([table], 0.01)
+    table.grad = torch.tensor([[1.0, 1.0, 1.0], [1e-4, 1e-4, 1e-4]])
+    optimizer.step()
+    torch.testing.assert_close(table[0], table[1], rtol=1e-3, atol=0.0)
