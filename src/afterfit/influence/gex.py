@@ -122,7 +122,21 @@ class GEX:
         if self.max_trials < 1:
             message = f"GEX: max_trials is {self.max_trials}, expected at least 1"
             raise ValueError(message)
+        self._require_agreement()
         self._template(self.sampler.weight_decay)
+
+    def _require_agreement(self) -> None:
+        """Settings that stand here too are read here: a sampler that has others is refused."""
+        usual = GeometricEnsemble()
+        for name in ("members", "steps", "chains", "seed", "learning_rate", "weight_decay"):
+            given, own = getattr(self.sampler, name), getattr(self, name)
+            if given not in (getattr(usual, name), own):
+                message = (
+                    f"GEX: the sampler has {name}={given!r} and GEX has {name}={own!r}, expected "
+                    f"one of them to speak: pass {name} to GEX, and the rest of the settings "
+                    "(schedule, optimizer, clipping, restarts) in the sampler"
+                )
+                raise ValueError(message)
 
     def _template(self, weight_decay: float) -> GeometricEnsemble:
         rate = self.sampler.learning_rate if self.learning_rate == "auto" else self.learning_rate
@@ -229,7 +243,7 @@ class GEX:
     ) -> RateSearch:
         """Search for the rate, or read the search of a run that is taken up again."""
         path = None if folder is None else Path(folder) / "search.json"
-        if path is not None and path.exists() and store.load(0, 0, problem.device) is not None:
+        if path is not None and path.exists() and store.holds(0, 0):
             return _read_search(path)
         search, made = find_learning_rate(problem, train, stream, sampler, trials, self.cap, say)
         if not search.found:
@@ -275,6 +289,14 @@ def _write_search(path: Path, search: RateSearch) -> None:
 
 
 def _read_search(path: Path) -> RateSearch:
-    found = json.loads(path.read_text())
-    trials = tuple(Trial(**trial) for trial in found["trials"])
-    return RateSearch(trials, found["cap"], found["learning_rate"])
+    try:
+        found = json.loads(path.read_text())
+        trials = tuple(Trial(**trial) for trial in found["trials"])
+        return RateSearch(trials, found["cap"], found["learning_rate"])
+    except (ValueError, KeyError, TypeError) as error:
+        message = (
+            f"{path} cannot be read ({type(error).__name__}: {error}), expected the search of a "
+            "run that was interrupted; remove this file and the folder 'members' beside it, and "
+            "run again"
+        )
+        raise ValueError(message) from error

@@ -89,7 +89,7 @@ class LossCovariance:
         """Walk with a store that may hold members already, and observe."""
         keys = []
         for member in self.sampler.walk(problem, stream, store):
-            if store.load(member.chain, member.stage, problem.device) is None:
+            if not store.holds(member.chain, member.stage):
                 store.save(member)
             keys.append((member.chain, member.stage))
             say(f"member {len(keys)} is made")

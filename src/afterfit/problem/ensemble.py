@@ -65,6 +65,10 @@ class Store(Protocol):
         """Give a member back, or None where it is not there."""
         ...
 
+    def holds(self, chain: int, stage: int) -> bool:
+        """Whether a member is there, without reading it."""
+        ...
+
 
 @final
 class MemoryStore:
@@ -80,6 +84,10 @@ class MemoryStore:
     def load(self, chain: int, stage: int, device: torch.device) -> Member | None:  # noqa: ARG002
         """Give a member back, or None where it is not there; it stays on its device."""
         return self._members.get((chain, stage))
+
+    def holds(self, chain: int, stage: int) -> bool:
+        """Whether a member is there."""
+        return (chain, stage) in self._members
 
 
 def fingerprint(problem: Problem) -> str:
@@ -149,6 +157,10 @@ class MemberStore:
             n.removeprefix("params/"): v.to(device) for n, v in tensors.items() if n != "seen"
         }
         return Member(params, chain, stage, tensors.get("seen"))
+
+    def holds(self, chain: int, stage: int) -> bool:
+        """Whether a member is there, complete; whose it is shows when it is read."""
+        return self.path(chain, stage).exists()
 
 
 def _read(path: Path) -> tuple[str, dict[str, Tensor]]:

@@ -306,3 +306,17 @@ def test_single_precision_works():
     assert found.self_scores().dtype == torch.float32
     assert found.scores(Batches((inputs.float(), targets))).dtype == torch.float32
     assert problem.dtype == torch.float64
+
+
+def test_a_sampler_that_contradicts_gex_is_refused():
+    with pytest.raises(ValueError, match=r"sampler has members=3 and GEX has members=8"):
+        GEX(sampler=GeometricEnsemble(members=3))
+    assert GEX(members=3, sampler=GeometricEnsemble(members=3)).members == 3
+
+
+def test_a_damaged_search_is_named(tmp_path):
+    problem, data = parts()
+    SEARCHING.fit(problem, data, folder=tmp_path)
+    (tmp_path / "search.json").write_text('{"trials": [')
+    with pytest.raises(ValueError, match=r"search\.json cannot be read .* remove this file"):
+        SEARCHING.fit(problem, data, folder=tmp_path)
