@@ -34,6 +34,8 @@ from afterfit.problem.problem import Problem
 from afterfit.sampling.forecast import forecast, within_budget
 from afterfit.sampling.geometric import GeometricEnsemble, named, reference
 from afterfit.sampling.temperature import (
+    GRID,
+    HOTTEST_ADAM,
     RateSearch,
     Trial,
     find_learning_rate,
@@ -245,7 +247,10 @@ class GEX:
         path = None if folder is None else Path(folder) / "search.json"
         if path is not None and path.exists() and store.holds(0, 0):
             return _read_search(path)
-        search, made = find_learning_rate(problem, train, stream, sampler, trials, self.cap, say)
+        limit = GRID[-1] if sampler.step is self.sampler.step else HOTTEST_ADAM
+        search, made = find_learning_rate(
+            problem, train, stream, sampler, trials, self.cap, limit, say
+        )
         if not search.found:
             warnings.warn(
                 "no learning rate keeps the median training loss under "

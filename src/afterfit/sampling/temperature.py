@@ -21,6 +21,8 @@ GRID = tuple(0.4 * 2.0**k for k in range(-9, 5))
 """Rates that the search may try: 0.0008 to 6.4, each twice the one before."""
 
 
+HOTTEST_ADAM = 0.1
+
 _ONE_GROUP = 0.66  # separability of one exponential or normal population, and a little
 
 
@@ -110,6 +112,7 @@ def find_learning_rate(
     sampler: GeometricEnsemble,
     max_trials: int = 6,
     cap: float | None = None,
+    limit: float = GRID[-1],
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[RateSearch, dict[float, Member]]:
     """Climb over the grid of rates, one member each, towards the clearest separation.
@@ -120,6 +123,9 @@ def find_learning_rate(
         Members to make at the most; each costs ``sampler.steps``.
     cap
         Largest median loss of the training set, in nats; by default :func:`loss_cap`.
+    limit
+        Largest rate to try. A step of Adam moves every weight by the rate, whatever its size:
+        above :data:`HOTTEST_ADAM` nothing of the trained network is left.
 
     Returns
     -------
@@ -127,20 +133,20 @@ def find_learning_rate(
         The search, and the members that it made by their rate: the one at the chosen rate is the
         first member of the ensemble.
     """
-    limit = loss_cap(problem, train) if cap is None else cap
+    most = loss_cap(problem, train) if cap is None else cap
     made: dict[float, Member] = {}
     trials: dict[int, Trial] = {}
     position: int | None = GRID.index(first_rate(sampler))
     while position is not None and len(trials) < max_trials:
         rate = GRID[position]
         trials[position] = _try(
-            problem, train, fit, replace(sampler, learning_rate=rate), limit, made
+            problem, train, fit, replace(sampler, learning_rate=rate), most, made
         )
         say(_told(trials[position]))
-        position = _next(trials)
+        position = _next(trials, limit)
     best = max(trials.values(), key=_merit)
     ordered = tuple(trials[k] for k in sorted(trials))
-    return RateSearch(ordered, limit, best.learning_rate), made
+    return RateSearch(ordered, most, best.learning_rate), made
 
 
 def _try(
@@ -168,7 +174,7 @@ def _merit(trial: Trial) -> tuple[bool, float]:
     return trial.admissible, trial.separability if trial.admissible else -trial.learning_rate
 
 
-def _next(trials: dict[int, Trial]) -> int | None:
+def _next(trials: dict[int, Trial], limit: float) -> int | None:
     """Position to try next: hotter while that separates better, then colder while that does.
 
     As long as nothing separates, a fall means nothing, and the search goes on to the cap.
@@ -176,7 +182,8 @@ def _next(trials: dict[int, Trial]) -> int | None:
     hottest, coldest = max(trials), min(trials)
     best = max(trials, key=lambda k: _merit(trials[k]))
     still_rising = best == hottest or trials[best].separability < _ONE_GROUP
-    if trials[hottest].admissible and still_rising and hottest + 1 < len(GRID):
+    room = hottest + 1 < len(GRID) and GRID[hottest + 1] <= limit
+    if trials[hottest].admissible and still_rising and room:
         return hottest + 1
     return coldest - 1 if best == coldest and coldest > 0 else None
 

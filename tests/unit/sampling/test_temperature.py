@@ -103,6 +103,12 @@ def test_embeddings_without_normalization_are_walked_by_adam():
     assert temperature.first_rate(temperature.forgetting(words, plain)) == 0.1
 
 
+def test_a_search_stays_below_its_hottest_rate(monkeypatch):
+    found = search(monkeypatch, lambda rate: rate / 10, hottest=10.0, limit=0.8)
+    assert found.learning_rate == 0.8
+    assert max(trial.learning_rate for trial in found.trials) == 0.8
+
+
 def test_adam_moves_a_rare_word_as_far_as_a_common_one():
     table = torch.zeros(2, 3, requires_grad=True)
     optimizer = adamw(weight_decay=0.0)([table], 0.01)
