@@ -2,6 +2,7 @@
 # make test      the tests (slow ones and those against other libraries: see CONTRIBUTING.md)
 # make lint      style, floors and types
 # make docs      the documentation site, in site/
+# make bench     the benchmarks beside other libraries: make bench DATA=folder
 # make oracles   the libraries that `pytest -m against` compares with
 # make clean     remove what the commands made; the environment in .venv stays
 
@@ -15,7 +16,7 @@ SOURCES := $(shell find src -name '*.py')
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test lint style floors types docs oracles clean
+.PHONY: demo test lint style floors types docs bench oracles clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/afterfit demo --out runs/demo
@@ -37,6 +38,10 @@ types: $(DEV_STAMP)
 
 docs: $(DEV_STAMP)
 	$(BIN)/mkdocs build --strict
+
+bench: oracles
+	@test -n "$(DATA)" || { echo "DATA is not set: make bench DATA=folder, with mnist/mnist_train.npz in it"; exit 2; }
+	$(BIN)/python benchmarks/labels.py --data $(DATA)
 
 oracles: $(DEV_STAMP)
 	$(PIP) -r requirements-oracles.txt
