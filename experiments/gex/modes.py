@@ -71,6 +71,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     scores, wrong = scores_of(options.data, options.seed)
+    print(f"{len(wrong)} samples, {int(wrong.sum())} with a wrong label")
     print(
         f"{'score':24s} {'AP':>6s} {'dip p, root':>12s} {'dip p, log':>11s} {'BIC root':>9s} {'BIC log':>9s} {'Otsu recall':>12s}"
     )
