@@ -7,10 +7,18 @@ import numpy as np
 import pytest
 
 from afterfit.report import (
+    Band,
+    additivity_plot,
+    band_plot,
     class_confusion,
+    ego_graph_plot,
     inspection_curve_plot,
+    movement_plot,
     rate_search_plot,
+    reliability_plot,
+    rounds_plot,
     score_histogram,
+    share_plot,
 )
 from afterfit.report.plots import MOST_CLASSES
 
@@ -28,6 +36,24 @@ PLOTS = {
     "inspection with best": lambda: inspection_curve_plot([0, 0.5, 1], [0, 0.9, 1], 0.2),
     "search": lambda: rate_search_plot(RATES, [0.7, 0.6, 0.8], [3.0, 0.1, 0.2], 0.5, 0.01),
     "confusion": lambda: class_confusion([0, 0, 1], [1, 1, 2], NAMES),
+    "reliability": lambda: reliability_plot({"MAP": ([0.2, np.nan, 0.9], [0.1, np.nan, 0.7])}),
+    "shares": lambda: share_plot(NAMES, [1.0, 3.0, 0.0], "Sharpness", "share"),
+    "bands": lambda: band_plot(
+        [0, 1, 2],
+        {
+            "Euclidean": {"as trained": Band([0, 1, 0], [-1, 0, -1], [1, 2, 1])},
+            "connectivity": {"as trained": Band([0, 1, 0], [-1, 0, -1], [1, 2, 1])},
+        },
+        ([0.5], [0.2]),
+    ),
+    "movement": lambda: movement_plot(NAMES, {"layer": [1, 4, 0.1], "node": [1, 2, np.nan]}),
+    "additivity": lambda: additivity_plot(
+        {"neighbors": ([0, -1], [0.5, -1]), "distant": ([0, 1], [0, 1])}
+    ),
+    "ego graph": lambda: ego_graph_plot(
+        [[0, 0], [1, 0], [0, 1]], [[0, 1], [1, 2]], [-0.5, 0.1], [0, 1, 1], NAMES, [0, 1]
+    ),
+    "rounds": lambda: rounds_plot({"accuracy": {"test": [0.8, 0.9]}, "loss": {"test": [1.0, 0.8]}}),
 }
 ONCE = {name: cache(plot) for name, plot in PLOTS.items()}
 every_plot = pytest.mark.parametrize("plot", ONCE.values(), ids=ONCE)
