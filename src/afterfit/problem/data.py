@@ -29,6 +29,7 @@ from afterfit.problem.source import (
 from afterfit.typing import Inputs
 
 _HASHED_INPUTS = 64
+_READ_TWICE = 8  # samples by which a random transform shows itself
 
 
 class Batch(NamedTuple):
@@ -83,6 +84,31 @@ class Batches:
             message = f"{len(self.ids)} ids for {len(self._order)} samples, expected as many"
             raise ValueError(message)
         self._targets: Tensor | None = None
+        self._repeatable = isinstance(source, TensorSource)
+
+    def require_repeatable(self) -> None:
+        """Read the first samples twice, with different luck: they must come back the same.
+
+        Raises
+        ------
+        ValueError
+            If they do not: the data set has a random transform, and its scores would mean nothing.
+        """
+        if self._repeatable:
+            return
+        first = torch.arange(min(self.num_samples, _READ_TWICE))
+        reads = []
+        for seed in (0, 1):
+            with preserved_random_state(seed):
+                reads.append(tree_leaves(self.fetch(first).inputs))
+        if not all(_same(one, other) for one, other in zip(*reads, strict=True)):
+            message = (
+                "the inputs of the first samples came back different when they were read again, "
+                "expected the same: the data set has a random transform; pass it here without "
+                "augmentation, and the augmented one as `fit`"
+            )
+            raise ValueError(message)
+        self._repeatable = True
 
     @property
     def num_samples(self) -> int:
@@ -138,7 +164,17 @@ class Batches:
         chosen.batch_size = self.batch_size
         chosen.ids = [self.ids[i] for i in positions.tolist()]
         chosen._targets = None
+        chosen._repeatable = self._repeatable
         return chosen
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two leaves hold the same values, NaN in the same places."""
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return True
+    if one.shape != other.shape:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 Augment = Callable[[Inputs, Generator], Inputs]

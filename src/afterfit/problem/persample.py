@@ -18,6 +18,7 @@ GIBIBYTE = 2**30
 def outputs(problem: Problem, data: Batches, params: Params | None = None) -> Float[Tensor, "N C"]:
     """Outputs of the network, at the trained parameters or at others."""
     at = problem.params if params is None else params
+    data.require_repeatable()
     with torch.inference_mode():
         rows = [problem.forward(at, move(batch.inputs, problem.device)) for batch in data]
     return torch.cat(rows)
@@ -29,10 +30,11 @@ def losses(problem: Problem, data: Batches, params: Params | None = None) -> Flo
     Raises
     ------
     ValueError
-        If targets do not fit the outputs, the loss is not one number a sample, or a loss is NaN or
-        infinite.
+        If targets do not fit the outputs, the loss is not one number a sample, a loss is NaN or
+        infinite, or samples come back different when they are read again.
     """
     at = problem.params if params is None else params
+    data.require_repeatable()
     columns = []
     with torch.inference_mode():
         for batch in data:

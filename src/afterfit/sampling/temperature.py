@@ -23,6 +23,8 @@ GRID = tuple(0.4 * 2.0**k for k in range(-9, 5))
 
 HOTTEST_ADAM = 0.1
 
+_LEVEL = 0.01  # separabilities of single members differ by about as much from seed to seed
+
 _ONE_GROUP = 0.66  # separability of one exponential or normal population, and a little
 
 
@@ -144,9 +146,18 @@ def find_learning_rate(
         )
         say(_told(trials[position]))
         position = _next(trials, limit)
-    best = max(trials.values(), key=_merit)
     ordered = tuple(trials[k] for k in sorted(trials))
-    return RateSearch(ordered, most, best.learning_rate), made
+    return RateSearch(ordered, most, _chosen(ordered).learning_rate), made
+
+
+def _chosen(trials: tuple[Trial, ...]) -> Trial:
+    """The clearest separation; of those that are level with it, the coldest.
+
+    A colder member is nearer to the trained network, and its losses carry less noise of its own.
+    """
+    best = max(trials, key=_merit)
+    level = best.separability - _LEVEL
+    return next(t for t in trials if t is best or (t.admissible and t.separability >= level))
 
 
 def _try(

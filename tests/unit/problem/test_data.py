@@ -360,3 +360,29 @@ def test_a_collation_that_loses_samples_is_refused():
 def test_reading_leaves_the_random_state_alone():
     for source in SOURCES.values():
         read(Batches(source))
+
+
+class Flipped(torch.utils.data.Dataset):
+    """Random flips, as an augmenting transform makes them."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        row = torch.arange(4.0) + index
+        return (row.flip(0) if torch.rand(()) < 0.5 else row), index % 2
+
+
+def test_a_random_transform_is_refused_and_the_users_luck_is_kept():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="has a random transform"):
+        Batches(Flipped()).require_repeatable()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_missing_values_come_back_the_same():
+    rows = [(torch.tensor([float("nan"), 1.0]), 0), (torch.tensor([2.0, 3.0]), 1)]
+    data = Batches(rows)
+    data.require_repeatable()
+    assert data.num_samples == 2

@@ -1,5 +1,7 @@
 """The search for the rate, on curves that are given."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -43,12 +45,21 @@ def test_it_climbs_to_a_hot_peak(monkeypatch):
 
 
 def test_it_goes_colder_where_that_is_better(monkeypatch):
-    found = search(monkeypatch, lambda rate: 0.9 - abs(rate - 0.1) / 10, hottest=10)
+    found = search(monkeypatch, lambda rate: 0.9 - abs(math.log2(rate / 0.1)) / 20, hottest=10)
     assert found.learning_rate == pytest.approx(0.1)
 
 
 def test_it_goes_on_to_the_cap_while_nothing_separates(monkeypatch):
     found = search(monkeypatch, lambda rate: 0.8 if rate > 1 else 0.5 - rate / 10, hottest=2)
+    assert found.learning_rate == pytest.approx(1.6)
+
+
+def test_of_rates_that_separate_alike_it_takes_the_coldest(monkeypatch):
+    curve = {0.2: 0.75, 0.4: 0.78, 0.8: 0.815, 1.6: 0.82, 3.2: 0.6}
+    found = search(monkeypatch, lambda rate: curve[round(rate, 1)], hottest=10)
+    assert found.learning_rate == pytest.approx(0.8)
+    curve[0.8] = 0.8
+    found = search(monkeypatch, lambda rate: curve[round(rate, 1)], hottest=10)
     assert found.learning_rate == pytest.approx(1.6)
 
 
