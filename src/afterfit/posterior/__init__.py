@@ -1,0 +1,1 @@
+"""How sure: Gaussian posteriors around a trained network, and what they predict."""
