@@ -1,9 +1,9 @@
 """Orthonormal bases in which a curvature is diagonal: what makes a Gaussian cheap to use.
 
 In whitened coordinates z, where the prior is N(0, I), a curvature is ``V diag(λ) Vᵀ``; every
-function of the posterior is then ``V diag(w) Vᵀ + r (I - V Vᵀ)`` with weights w and a rest r for the
-directions that the curvature does not see. A structure (full, low rank, diagonal, Kronecker) is one
-way of holding V.
+function of the posterior is then ``V diag(w) Vᵀ + r (I - V Vᵀ)`` with weights w and a rest r for
+the directions that the curvature does not see. A structure (full, low rank, diagonal, Kronecker) is
+one way of holding V.
 """
 
 from collections.abc import Iterator

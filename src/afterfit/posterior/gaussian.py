@@ -73,7 +73,7 @@ class GaussianPosterior:
     def covariances(
         self, data: Batches, memory_budget: int = GIBIBYTE
     ) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "B C"], Float[Tensor, "B C C"]]]:
-        """Positions, mean and covariance of the outputs of the linearized network, a chunk at a time.
+        """Positions, mean and covariance of the outputs of the linearized network, in chunks.
 
         Parameters
         ----------
@@ -151,8 +151,8 @@ def prior_of(problem: Problem, prior_scale: PriorScale) -> tuple[Float[Tensor, "
         names = {name for name in left if fnmatchcase(name, pattern)}
         if not names:
             message = (
-                f"the pattern {pattern!r} of prior_scale matches no parameter that earlier patterns "
-                f"left; the names are {list(ones)[:8]} …"
+                f"the pattern {pattern!r} of prior_scale matches no parameter that earlier "
+                f"patterns left; the names are {list(ones)[:8]} …"
             )
             raise ValueError(message)
         ones.update({name: ones[name] * scale for name in names})

@@ -1,6 +1,6 @@
 """The Laplace approximation: a Gaussian with the curvature of the loss, for any problem."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import singledispatch
 
 import torch
@@ -141,7 +141,9 @@ def _full(
     return basis_of_matrix(matrix.to(problem.dtype))
 
 
-def _rooted_rows(problem: Problem, train: Batches, prior: Float[Tensor, " P"]):  # noqa: ANN202
+def _rooted_rows(
+    problem: Problem, train: Batches, prior: Float[Tensor, " P"]
+) -> Iterator[Float[Tensor, "B R P"]]:
     """Rows ``Rᵀ J S`` of every sample, a chunk at a time: their Gram matrix is the curvature."""
     for index, jacobian in jacobian_rows(problem, train):
         roots = problem.likelihood.root(outputs(problem, train.subset(index)))

@@ -39,9 +39,9 @@ class Predictive:
     logit_variance
         Their variances (N, C).
     logit_covariance
-        Their covariances (N, C, C); None where they would have taken more than the memory budget.
+        Their covariances (N, C, C); None where they would take more than the memory budget.
     uncertainty
-        Entropy of each sample's target in nats, or the sum of its variances (numbers, counts), (N,).
+        Entropy of each sample's target in nats, or the sum of its variances, (N,).
     epistemic
         The part of it that more data would take away, in the same unit (N,): the mutual information
         of target and parameters, or the variance of the mean. NaN where the link does not say.
@@ -118,8 +118,8 @@ def predict_by_members(
     """Average the predictions of members: Monte Carlo over parameters.
 
     With ``linearize(problem)`` it is what :func:`predict` computes in closed form, with the problem
-    itself the non-linear predictive; members are draws of a posterior or of randomize-then-optimize,
-    or those of any ensemble. At least two are needed.
+    itself the non-linear predictive. Members are draws of a posterior or of
+    randomize-then-optimize, or those of any ensemble; at least two are needed.
     """
     rows = torch.stack([outputs(problem, data, member.params) for member in members])
     return predict_by_outputs(problem.likelihood, rows, memory_budget)
