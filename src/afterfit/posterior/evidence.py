@@ -68,9 +68,15 @@ def log_evidence(posterior: GaussianPosterior) -> float:
     Fortuin, Rätsch, Khan 2021, "Scalable marginal likelihood estimation for model selection in deep
     learning", ICML.
     """
-    whitened = distance_to_zero(posterior.problem).double() / posterior.prior.double()
-    squared = float(whitened.square().sum()) / posterior.factor**2
+    squared = _squared_distance(posterior) / posterior.factor**2
     return posterior.log_likelihood - 0.5 * squared - 0.5 * posterior.log_det_ratio()
+
+
+def _squared_distance(posterior: GaussianPosterior) -> float:
+    """``‖z₀‖²`` of zero weights in whitened coordinates, without those that cannot move."""
+    distance, prior = distance_to_zero(posterior.problem).double(), posterior.prior.double()
+    moves = prior != 0
+    return float((distance[moves] / prior[moves]).square().sum())
 
 
 def by_evidence(posterior: GaussianPosterior) -> GaussianPosterior:
@@ -84,8 +90,7 @@ def by_evidence(posterior: GaussianPosterior) -> GaussianPosterior:
     ValueError
         If the curvature is zero or zero weights are where training ended: nothing can be told.
     """
-    whitened = distance_to_zero(posterior.problem).double() / posterior.prior.double()
-    squared = float(whitened.square().sum())
+    squared = _squared_distance(posterior)
     if not squared > 0 or not bool((posterior.values > 0).any()):
         message = (
             "the data determine no direction, or all weights are zero, so the evidence has no "

@@ -37,7 +37,8 @@ class GaussianPosterior:
     values
         Eigenvalues λ of the whitened curvature at α = 1, (R,).
     prior
-        Standard deviations S of the prior at α = 1, (P,).
+        Standard deviations S of the prior at α = 1, (P,); in Kronecker blocks with a sign, that of
+        the scale of the coordinate, and 0 for a coordinate that moves nothing.
     factor
         α.
     log_likelihood

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from afterfit.curvature import ggn, jacobian_rows
 from afterfit.linalg.operator import LinearOperator
-from afterfit.linalg.structured import Diagonal, LowRank
+from afterfit.linalg.structured import BlockDiagonal, Diagonal, LowRank
 from afterfit.posterior.basis import (
     Basis,
     CoordinateBasis,
@@ -17,6 +17,7 @@ from afterfit.posterior.basis import (
     basis_of_rows,
     nonnegative,
 )
+from afterfit.posterior.blocks import basis_of_blocks
 from afterfit.posterior.gaussian import GaussianPosterior, PriorScale, prior_of
 from afterfit.problem.data import Batches
 from afterfit.problem.persample import GIBIBYTE, losses, outputs
@@ -24,6 +25,9 @@ from afterfit.problem.problem import Problem
 
 Curvature = Callable[[Problem, Batches], LinearOperator]
 """Second derivative of the summed loss at the trained parameters, in one structure or another."""
+
+Whitened = tuple[Basis, Float[Tensor, " R"], Float[Tensor, " P"]]
+"""Directions, eigenvalues, and the prior in whose units they are."""
 
 MAX_DENSE_BYTES = 4 * GIBIBYTE
 """Directions of a full posterior above this size are refused."""
@@ -71,7 +75,7 @@ def laplace(
     if curvature is ggn:
         basis, values = _full(problem, train, prior)
     else:
-        basis, values = whitened(curvature(problem, train), problem, train, prior)
+        basis, values, prior = whitened(curvature(problem, train), problem, prior)
     if not bool(torch.isfinite(values).all()):
         message = "the curvature holds NaN or infinite values; look at the losses, or use float64"
         raise ValueError(message)
@@ -91,37 +95,40 @@ def laplace(
 def whitened(
     operator: LinearOperator,
     problem: Problem,  # noqa: ARG001
-    train: Batches,  # noqa: ARG001
     prior: Float[Tensor, " P"],
-) -> tuple[Basis, Float[Tensor, " R"]]:
-    """Directions and eigenvalues of ``S H S`` for a curvature H, by its structure.
+) -> Whitened:
+    """Directions and eigenvalues of ``S H S`` for a curvature H, by its structure, and S.
 
     Without structure: all entries by products with unit vectors.
     """
     _require_room(operator.shape[0], len(prior), operator.dtype)
-    return basis_of_matrix(prior[:, None] * operator.to_dense() * prior)
+    return *basis_of_matrix(prior[:, None] * operator.to_dense() * prior), prior
 
 
 @whitened.register
 def _(
     operator: Diagonal,
     problem: Problem,  # noqa: ARG001
-    train: Batches,  # noqa: ARG001
     prior: Float[Tensor, " P"],
-) -> tuple[Basis, Float[Tensor, " R"]]:
-    return CoordinateBasis(), nonnegative(operator.entries, operator.dtype) * prior.square()
+) -> Whitened:
+    values = nonnegative(operator.entries, operator.dtype) * prior.square()
+    return CoordinateBasis(), values, prior
 
 
 @whitened.register
 def _(
     operator: LowRank,
     problem: Problem,  # noqa: ARG001
-    train: Batches,  # noqa: ARG001
     prior: Float[Tensor, " P"],
-) -> tuple[Basis, Float[Tensor, " R"]]:
+) -> Whitened:
     roots = nonnegative(operator.values, operator.dtype).sqrt()
     rows = (prior[:, None] * operator.vectors * roots).mT
-    return basis_of_rows(rows, f"low rank ({len(rows)})")
+    return *basis_of_rows(rows, f"low rank ({len(rows)})"), prior
+
+
+@whitened.register
+def _(operator: BlockDiagonal, problem: Problem, prior: Float[Tensor, " P"]) -> Whitened:
+    return basis_of_blocks(operator, problem, prior)
 
 
 def _full(
