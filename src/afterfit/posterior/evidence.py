@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from afterfit.curvature import ggn
+from afterfit.curvature import Curvature, ggn
 from afterfit.posterior.gaussian import GaussianPosterior, prior_of
-from afterfit.posterior.laplace import Curvature, laplace
+from afterfit.posterior.laplace import laplace
 from afterfit.posterior.link import Link
 from afterfit.posterior.predict import predict
 from afterfit.problem.data import Batches

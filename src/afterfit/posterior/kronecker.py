@@ -1,6 +1,6 @@
 """Gaussians over layers: bases that are Kronecker products, and predictions without Jacobians."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any, final
@@ -9,11 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from afterfit.curvature.diagonal import only, pulled_columns
-from afterfit.curvature.factors import stacked
-from afterfit.curvature.jacobian import jacobian_rows, num_outputs
-from afterfit.curvature.tracing import Tracer
-from afterfit.curvature.units import Unit, units_of
+from afterfit.curvature import FactoredPart, RowsPart, layer_jacobians
 from afterfit.posterior.basis import Weighting
 from afterfit.problem.data import Batches
 from afterfit.problem.problem import Problem
@@ -56,8 +52,8 @@ class LayerPart:
 
     def covariance(
         self,
-        inputs: Float[Tensor, "B S I"],
-        outputs: Float[Tensor, "B C S O"],
+        jacobian: FactoredPart,
+        prior: Float[Tensor, " n"],  # noqa: ARG002 (in rows and columns)
         weights: Float[Tensor, " n"],
         memory_budget: int,
     ) -> Float[Tensor, "B C C"]:
@@ -67,10 +63,10 @@ class LayerPart:
         ``g aᵀ``: rotated and squared, it needs no matrix of the size of the weight for any output.
         """
         grid = weights.view(len(self.output_vectors), len(self.input_vectors))
-        a, g = inputs * self.columns, outputs * self.rows
+        a, g = jacobian.inputs * self.columns, jacobian.outputs * self.rows
         if self.scale is None:
             a, g = a @ self.input_vectors, g @ self.output_vectors
-            if inputs.shape[1] == 1:
+            if a.shape[1] == 1:
                 roots = (a[:, 0].square() @ grid.mT).clamp_min(0).sqrt()  # (B, O)
                 return _gram(g[:, :, 0] * roots[:, None, :])
             return self._by_rows(a, g, grid, memory_budget)
@@ -115,9 +111,14 @@ class LoosePart:
         return weights if self.vectors is None else self.vectors.square() @ weights
 
     def covariance(
-        self, rows: Float[Tensor, "B C n"], weights: Float[Tensor, " n"]
+        self,
+        jacobian: RowsPart,
+        prior: Float[Tensor, " n"],
+        weights: Float[Tensor, " n"],
+        memory_budget: int,  # noqa: ARG002 (the rows are there already)
     ) -> Float[Tensor, "B C C"]:
         """Covariance of the outputs of the network that these parameters bring about."""
+        rows = jacobian.values * prior
         turned = rows if self.vectors is None else rows @ self.vectors
         return _gram(turned * weights.clamp_min(0).sqrt())
 
@@ -128,7 +129,7 @@ class BlockBasis:
     """Directions of blocks that do not mix, each at its positions of the flat vector."""
 
     parts: tuple[LayerPart | LoosePart, ...]
-    positions: tuple[Int[Tensor, " n"], ...]
+    positions: tuple[Int[Tensor, " _"], ...]
     structure: str
 
     def _each(self, weights: Float[Tensor, " P"]) -> Iterator[tuple[Any, Tensor, Tensor]]:
@@ -159,56 +160,26 @@ class BlockBasis:
     def covariances(
         self, problem: Problem, data: Batches, weighting: Weighting, memory_budget: int
     ) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "B C C"]]]:
+        starts = {int(where[0]): i for i, where in enumerate(self.positions)}
         each = list(self._each(weighting.weights))
-        layers = [(part, own) for part, _, own in each if isinstance(part, LayerPart)]
-        loose = [triple for triple in each if isinstance(triple[0], LoosePart)]
-        for index, covariance in _by_layers(problem, data, layers, memory_budget):
-            chunk = data.subset(index)
-            for part, where, own in loose:
-                alone = only(problem, part.names)
-                for rows_index, rows in jacobian_rows(alone, chunk, memory_budget // 2):
-                    scaled = rows * weighting.prior[where]
-                    covariance[rows_index] += part.covariance(scaled, own)
-            yield index, covariance
+        for seen in layer_jacobians(problem, _in_small_batches(problem, data, memory_budget)):
+            size = seen.outputs.shape[1]
+            total = seen.outputs.new_zeros(len(seen.index), size, size)
+            for found in seen.parts:
+                part, where, own = each[starts[int(found.positions[0])]]
+                total += part.covariance(found, weighting.prior[where], own, memory_budget // 4)
+            yield seen.index, total
 
 
-def _by_layers(
-    problem: Problem,
-    data: Batches,
-    parts: Sequence[tuple[LayerPart, Tensor]],
-    memory_budget: int,
-) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "B C C"]]]:
-    """What all layers with Kronecker structure bring about, some samples at a time."""
-    if not parts:
-        count = num_outputs(problem, data)
-        for index in torch.arange(data.num_samples).split(data.batch_size):
-            yield index, next(iter(problem.params.values())).new_zeros(len(index), count, count)
-        return
-    covered = only(problem, {name for part, _ in parts for name in part.names})
-    tracer = Tracer.of(covered, data)
-    _, first = next(tracer.traces(data.fetch(torch.arange(1))))
-    size = first.outputs.shape[1]
-    entries = 8 * size * (size + sum(probe.numel() for probe in first.probes))
-    rows = max(1, memory_budget // (entries * first.outputs.element_size()))
-    for index in torch.arange(data.num_samples).split(min(rows, data.batch_size)):
-        covariance = first.outputs.new_zeros(len(index), size, size)
-        for chosen, trace in tracer.traces(data.fetch(index)):
-            units = sorted(units_of(trace.calls), key=lambda unit: _place(unit, covered))
-            pulls = list(pulled_columns(trace, _units(trace.outputs)))
-            for unit, (part, own) in zip(units, parts, strict=True):
-                outputs = torch.cat([stacked(unit, trace, pulled) for pulled in pulls])
-                inputs = unit.inputs(trace).detach()
-                covariance[chosen] += part.covariance(
-                    inputs, outputs.movedim(0, 1), own, memory_budget // 4
-                )
-        yield index, covariance
+def _in_small_batches(problem: Problem, data: Batches, memory_budget: int) -> Batches:
+    """Read so few samples together that the factors of their Jacobians fit."""
+    (first,) = layer_jacobians(problem, data.subset(torch.arange(1)))
+    entries = first.outputs.numel() ** 2 + sum(_entries(part) for part in first.parts)
+    rows = memory_budget // (6 * entries * first.outputs.element_size())
+    return Batches(data, max(1, min(rows, data.batch_size)))
 
 
-def _place(unit: Unit, problem: Problem) -> int:
-    """Where a block begins, by which blocks are sorted."""
-    return int(unit.positions(problem.num_params)[0, 0])
-
-
-def _units(outputs: Float[Tensor, "B C"]) -> Float[Tensor, "B C C"]:
-    eye = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
-    return eye.expand(len(outputs), -1, -1)
+def _entries(part: FactoredPart | RowsPart) -> int:
+    if isinstance(part, RowsPart):
+        return part.values.numel()
+    return part.inputs.numel() + part.outputs.numel()

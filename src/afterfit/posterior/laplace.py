@@ -1,13 +1,13 @@
 """The Laplace approximation: a Gaussian with the curvature of the loss, for any problem."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import singledispatch
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from afterfit.curvature import ggn, jacobian_rows
+from afterfit.curvature import Curvature, ggn, jacobian_rows
 from afterfit.linalg.operator import LinearOperator
 from afterfit.linalg.structured import BlockDiagonal, Diagonal, LowRank
 from afterfit.posterior.basis import (
@@ -22,9 +22,6 @@ from afterfit.posterior.gaussian import GaussianPosterior, PriorScale, prior_of
 from afterfit.problem.data import Batches
 from afterfit.problem.persample import GIBIBYTE, losses, outputs
 from afterfit.problem.problem import Problem
-
-Curvature = Callable[[Problem, Batches], LinearOperator]
-"""Second derivative of the summed loss at the trained parameters, in one structure or another."""
 
 Whitened = tuple[Basis, Float[Tensor, " R"], Float[Tensor, " P"]]
 """Directions, eigenvalues, and the prior in whose units they are."""
