@@ -1,0 +1,55 @@
+"""How sure: Gaussian posteriors around a trained network, and what they predict."""
+
+from afterfit.posterior.evidence import (
+    ScaleSearch,
+    by_evidence,
+    by_group_evidence,
+    by_validation,
+    log_evidence,
+    noise_by_evidence,
+)
+from afterfit.posterior.gaussian import GaussianPosterior
+from afterfit.posterior.laplace import laplace
+from afterfit.posterior.link import LaplaceBridge, Link, Moments, MonteCarlo, Probit
+from afterfit.posterior.predict import (
+    Predictive,
+    point_prediction,
+    predict,
+    predict_by_members,
+    predict_by_outputs,
+)
+from afterfit.posterior.rto import (
+    ConjugateGradients,
+    Descent,
+    Randomized,
+    full_noise,
+    one_hot_noise,
+    randomize_then_optimize,
+)
+
+__all__ = [
+    "ConjugateGradients",
+    "Descent",
+    "GaussianPosterior",
+    "LaplaceBridge",
+    "Link",
+    "Moments",
+    "MonteCarlo",
+    "Predictive",
+    "Probit",
+    "Randomized",
+    "ScaleSearch",
+    "by_evidence",
+    "by_group_evidence",
+    "by_validation",
+    "full_noise",
+    "laplace",
+    "log_evidence",
+    "noise_by_evidence",
+    "one_hot_noise",
+    "point_prediction",
+    "predict",
+    "predict_by_members",
+    "predict_by_outputs",
+    "randomize_then_optimize",
+]

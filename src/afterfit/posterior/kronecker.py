@@ -1,0 +1,185 @@
+"""Gaussians over layers: bases that are Kronecker products, and predictions without Jacobians."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from afterfit.curvature import FactoredPart, RowsPart, layer_jacobians
+from afterfit.posterior.basis import Weighting
+from afterfit.problem.data import Batches
+from afterfit.problem.problem import Problem
+
+
+@final
+@dataclass(frozen=True)
+class LayerPart:
+    """``U ⊗ V`` for a layer, read row by row as (out, in).
+
+    Attributes
+    ----------
+    output_vectors, input_vectors
+        Orthonormal columns U (out, out) and V (in, in).
+    rows, columns
+        What the gradients at the output and the inputs of the layer are multiplied with to be those
+        of whitened coordinates.
+    scale
+        What their product is multiplied with beside, (out, in), where the scale of the coordinates
+        is not of rank one; None where it is.
+    """
+
+    names: tuple[str, ...]
+    output_vectors: Float[Tensor, "O O"]
+    input_vectors: Float[Tensor, "I I"]
+    rows: Float[Tensor, " O"]
+    columns: Float[Tensor, " I"]
+    scale: Float[Tensor, "O I"] | None
+
+    def apply(self, weights: Tensor, columns: Float[Tensor, "n M"]) -> Float[Tensor, "n M"]:
+        shape = (len(self.output_vectors), len(self.input_vectors))
+        grid = columns.mT.unflatten(1, shape)
+        rotated = self.output_vectors.mT @ grid @ self.input_vectors * weights.view(shape)
+        return (self.output_vectors @ rotated @ self.input_vectors.mT).flatten(1).mT
+
+    def diagonal(self, weights: Tensor) -> Float[Tensor, " n"]:
+        grid = weights.view(len(self.output_vectors), len(self.input_vectors))
+        squares = self.output_vectors.square() @ grid @ self.input_vectors.square().mT
+        return squares.flatten()
+
+    def covariance(
+        self,
+        jacobian: FactoredPart,
+        prior: Float[Tensor, " n"],  # noqa: ARG002 (in rows and columns)
+        weights: Float[Tensor, " n"],
+        memory_budget: int,
+    ) -> Float[Tensor, "B C C"]:
+        """Covariance of the outputs of the network that this layer brings about.
+
+        With one position (a layer that sees each sample once) the gradient of an output is
+        ``g aᵀ``: rotated and squared, it needs no matrix of the size of the weight for any output.
+        """
+        grid = weights.view(len(self.output_vectors), len(self.input_vectors))
+        a, g = jacobian.inputs * self.columns, jacobian.outputs * self.rows
+        if self.scale is None:
+            a, g = a @ self.input_vectors, g @ self.output_vectors
+            if a.shape[1] == 1:
+                roots = (a[:, 0].square() @ grid.mT).clamp_min(0).sqrt()  # (B, O)
+                return _gram(g[:, :, 0] * roots[:, None, :])
+            return self._by_rows(a, g, grid, memory_budget)
+        total = g.new_zeros(len(g), g.shape[1], g.shape[1])
+        per_sample = 3 * g.shape[1] * grid.numel() * g.element_size()
+        for chosen in torch.arange(len(g)).split(max(1, memory_budget // per_sample)):
+            joined = g[chosen].mT @ a[chosen][:, None] * self.scale  # (b, C, O, I)
+            rotated = self.output_vectors.mT @ joined @ self.input_vectors
+            total[chosen] = _gram((rotated * grid.clamp_min(0).sqrt()).flatten(2))
+        return total
+
+    def _by_rows(
+        self, a: Float[Tensor, "B S I"], g: Float[Tensor, "B C S O"], grid: Tensor, budget: int
+    ) -> Float[Tensor, "B C C"]:
+        """Sum over positions first, for some rows of the weight at a time."""
+        total = g.new_zeros(len(g), g.shape[1], g.shape[1])
+        per_row = 2 * prod(g.shape[:2]) * a.shape[2] * g.element_size()
+        for chosen in torch.arange(g.shape[3]).split(max(1, budget // per_row)):
+            joined = g[..., chosen].mT @ a[:, None]  # (B, C, rows, I)
+            total += _gram((joined * grid[chosen].clamp_min(0).sqrt()).flatten(2))
+        return total
+
+
+def _gram(rows: Float[Tensor, "B C n"]) -> Float[Tensor, "B C C"]:
+    return rows @ rows.mT
+
+
+@final
+@dataclass(frozen=True)
+class LoosePart:
+    """Directions of parameters without Kronecker structure: themselves, or a dense matrix."""
+
+    names: tuple[str, ...]
+    vectors: Float[Tensor, "n n"] | None
+
+    def apply(self, weights: Tensor, columns: Float[Tensor, "n M"]) -> Float[Tensor, "n M"]:
+        if self.vectors is None:
+            return weights[:, None] * columns
+        return self.vectors @ (weights[:, None] * (self.vectors.mT @ columns))
+
+    def diagonal(self, weights: Tensor) -> Float[Tensor, " n"]:
+        return weights if self.vectors is None else self.vectors.square() @ weights
+
+    def covariance(
+        self,
+        jacobian: RowsPart,
+        prior: Float[Tensor, " n"],
+        weights: Float[Tensor, " n"],
+        memory_budget: int,  # noqa: ARG002 (the rows are there already)
+    ) -> Float[Tensor, "B C C"]:
+        """Covariance of the outputs of the network that these parameters bring about."""
+        rows = jacobian.values * prior
+        turned = rows if self.vectors is None else rows @ self.vectors
+        return _gram(turned * weights.clamp_min(0).sqrt())
+
+
+@final
+@dataclass(frozen=True)
+class BlockBasis:
+    """Directions of blocks that do not mix, each at its positions of the flat vector."""
+
+    parts: tuple[LayerPart | LoosePart, ...]
+    positions: tuple[Int[Tensor, " _"], ...]
+    structure: str
+
+    def _each(self, weights: Float[Tensor, " P"]) -> Iterator[tuple[Any, Tensor, Tensor]]:
+        sizes = [len(where) for where in self.positions]
+        yield from zip(self.parts, self.positions, weights.split(sizes), strict=True)
+
+    def apply(
+        self,
+        weights: Float[Tensor, " P"],
+        rest: float,  # noqa: ARG002 (nothing is outside)
+        columns: Float[Tensor, "P M"],
+    ) -> Float[Tensor, "P M"]:
+        turned = torch.empty_like(columns)
+        for part, where, own in self._each(weights):
+            turned[where] = part.apply(own, columns[where])
+        return turned
+
+    def diagonal(
+        self,
+        weights: Float[Tensor, " P"],
+        rest: float,  # noqa: ARG002 (nothing is outside)
+    ) -> Float[Tensor, " P"]:
+        entries = torch.empty_like(weights)
+        for part, where, own in self._each(weights):
+            entries[where] = part.diagonal(own)
+        return entries
+
+    def covariances(
+        self, problem: Problem, data: Batches, weighting: Weighting, memory_budget: int
+    ) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "B C C"]]]:
+        starts = {int(where[0]): i for i, where in enumerate(self.positions)}
+        each = list(self._each(weighting.weights))
+        for seen in layer_jacobians(problem, _in_small_batches(problem, data, memory_budget)):
+            size = seen.outputs.shape[1]
+            total = seen.outputs.new_zeros(len(seen.index), size, size)
+            for found in seen.parts:
+                part, where, own = each[starts[int(found.positions[0])]]
+                total += part.covariance(found, weighting.prior[where], own, memory_budget // 4)
+            yield seen.index, total
+
+
+def _in_small_batches(problem: Problem, data: Batches, memory_budget: int) -> Batches:
+    """Read so few samples together that the factors of their Jacobians fit."""
+    (first,) = layer_jacobians(problem, data.subset(torch.arange(1)))
+    entries = first.outputs.numel() ** 2 + sum(_entries(part) for part in first.parts)
+    rows = memory_budget // (6 * entries * first.outputs.element_size())
+    return Batches(data, max(1, min(rows, data.batch_size)))
+
+
+def _entries(part: FactoredPart | RowsPart) -> int:
+    if isinstance(part, RowsPart):
+        return part.values.numel()
+    return part.inputs.numel() + part.outputs.numel()
