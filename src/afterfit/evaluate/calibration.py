@@ -203,7 +203,7 @@ def _top(probabilities: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def false_positive_rate(
-    scores: Float[Tensor, " N"], positives: Bool[Tensor, " N"], recall: float = 0.95
+    scores: Float[Tensor, " N"], positives: Bool[Tensor, " N"], recall: float | int = 0.95
 ) -> float:
     """Share of the negatives that pass a threshold low enough for this share of positives.
 
@@ -269,7 +269,7 @@ def interval_coverage(
     mean: Float[Tensor, "*N"],
     std: Float[Tensor, "*N"],
     y: Float[Tensor, "*N"],
-    level: float = 0.95,
+    level: float | int = 0.95,
 ) -> float:
     """Share of the targets inside the central Gaussian intervals that promise ``level``."""
     if not 0 < level < 1:

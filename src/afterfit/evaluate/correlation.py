@@ -105,7 +105,7 @@ def kendall_interval(
     target: Float[Tensor, " K"],
     num_resamples: int,
     generator: Generator,
-    level: float = 0.95,
+    level: float | int = 0.95,
 ) -> Correlation:
     """:func:`kendall` with a bootstrap interval.
 
@@ -123,7 +123,7 @@ def granulated_interval(
     axes: Axes,
     num_resamples: int,
     generator: Generator,
-    level: float = 0.95,
+    level: float | int = 0.95,
 ) -> dict[str, Correlation]:
     """:func:`granulated` and its axes with bootstrap intervals, the whole under ``"granulated"``.
 
@@ -233,7 +233,7 @@ def _resamples(num: int, num_resamples: int, generator: Generator) -> list[Weigh
     return [np.bincount(row, minlength=num).astype(float) for row in places.numpy()]
 
 
-def _interval(value: float, draws: list[float], level: float) -> Correlation:
+def _interval(value: float, draws: list[float], level: float | int) -> Correlation:
     if not 0 < level < 1:
         message = f"level is {level}, expected between 0 and 1: 0.95 for a 95 % interval"
         raise ValueError(message)
