@@ -67,7 +67,7 @@ def test_granulated_sees_what_kendall_misses():
     rate = torch.tensor(axes["rate"], dtype=torch.float64)
     target = 10 * width + decay + rate
     measure = 10 * width - decay + rate
-    assert kendall(measure, target) > 0.5
+    assert kendall(measure, target) > 0.4
     found = granulated(measure, target, axes)
     assert found.by_axis["width"] == 1
     assert found.by_axis["decay"] == -1
