@@ -135,7 +135,7 @@ def test_the_inverse_of_kl_is_its_inverse_and_on_the_safe_side(risk, budget):
     assert risk <= found <= 1
     if found < 1:
         assert binary_kl(risk, found) >= budget
-        assert binary_kl(risk, found) == pytest.approx(budget, rel=1e-4, abs=1e-6)
+        assert binary_kl(risk, max(risk, found - 3e-14)) <= budget + 1e-9
     assert found <= min(1.0, risk + math.sqrt(budget / 2)) + 1e-9  # Pinsker
 
 
