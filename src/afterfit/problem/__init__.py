@@ -1,5 +1,6 @@
 """What was trained: likelihoods, the problem and its coordinate changes, data, ensembles."""
 
+from afterfit.problem.coordinates import Coordinates
 from afterfit.problem.data import Batch, Batches, TrainingStream
 from afterfit.problem.ensemble import Ensemble, Member, MemberStore, MemoryStore, Sampler, Store
 from afterfit.problem.likelihood import (
@@ -12,13 +13,14 @@ from afterfit.problem.likelihood import (
 )
 from afterfit.problem.persample import gradients, losses, outputs
 from afterfit.problem.problem import Problem
-from afterfit.problem.transform import linearize, restrict
+from afterfit.problem.transform import connectivity, linearize, restrict
 
 __all__ = [
     "Batch",
     "Batches",
     "Bernoulli",
     "Categorical",
+    "Coordinates",
     "Ensemble",
     "Gaussian",
     "Likelihood",
@@ -31,6 +33,7 @@ __all__ = [
     "Sampler",
     "Store",
     "TrainingStream",
+    "connectivity",
     "gradients",
     "linearize",
     "losses",

@@ -65,6 +65,59 @@ def batched_gradients(
         return cast(dict[str, Tensor], per_row(dict(at), *arguments))
 
 
+def batched_jacobians(
+    function: ScalarOfParams, at: Params, arguments: tuple[Any, ...]
+) -> dict[str, Tensor]:
+    """Jacobian for each row of ``arguments``: tensors (rows, outputs, *shape of the parameter)."""
+    in_dims = (None, *(0 for _ in arguments))
+    with differentiable_attention(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        per_row = torch.func.vmap(torch.func.jacrev(function), in_dims=in_dims, randomness="error")
+        return cast(dict[str, Tensor], per_row(dict(at), *arguments))
+
+
+def jacobian(function: Callable[[Params], Tensor], at: Params) -> dict[str, Tensor]:
+    """Jacobian of a vector of outputs, one backward pass for each: no rule to map is needed."""
+    leaves = {name: p.clone().requires_grad_() for name, p in at.items()}
+    with differentiable_attention(), torch.enable_grad():
+        value = function(leaves)
+        rows = [
+            torch.autograd.grad(
+                output, tuple(leaves.values()), retain_graph=True, materialize_grads=True
+            )
+            for output in value
+        ]
+    return {
+        name: torch.stack(part) for name, part in zip(leaves, zip(*rows, strict=True), strict=True)
+    }
+
+
+Middle = Callable[[Tensor, Tensor], Tensor]
+"""Takes a value and its tangent, and gives the cotangent that is pulled back."""
+
+
+def sandwich(
+    function: Callable[[Params], Tensor], at: Params, along: Params, middle: Middle
+) -> dict[str, Tensor]:
+    """``Jᵀ middle(f, J v)``: one forward pass with its tangent, one backward pass."""
+
+    def lifted(params: Params) -> tuple[Tensor, Tensor]:
+        value, tangent = torch.func.jvp(function, (params,), (dict(along),))[:2]
+        return cast(Tensor, value), cast(Tensor, tangent)
+
+    with differentiable_attention():
+        value, pull, tangent = cast(
+            tuple[Tensor, Callable[[Tensor], tuple[dict[str, Tensor]]], Tensor],
+            torch.func.vjp(lifted, dict(at), has_aux=True),
+        )
+        return pull(middle(value, tangent))[0]
+
+
+def over_columns(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Map a function of vectors over the columns of a matrix."""
+    return cast(Callable[[Tensor], Tensor], torch.func.vmap(function, in_dims=1, out_dims=1))
+
+
 def over_members(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Map ``function(params, inputs)`` over a leading axis of both; dropout differs by member."""
     return cast(

@@ -89,7 +89,7 @@ def _batch_gradients(problem: Problem, batch: Batch, data: Batches) -> Float[Ten
         single = tree_map(lambda leaf: leaf[None], one)
         return problem.likelihood.loss(problem.forward(params, single), y[None]).sum()
 
-    if _has_leading_axis(inputs, len(targets)):
+    if has_leading_axis(inputs, len(targets)):
         try:
             return flatten_rows(batched_gradients(loss, problem.params, (inputs, targets)))
         except torch.cuda.OutOfMemoryError:
@@ -100,7 +100,8 @@ def _batch_gradients(problem: Problem, batch: Batch, data: Batches) -> Float[Ten
     return torch.stack(rows)
 
 
-def _has_leading_axis(inputs: Inputs, size: int) -> bool:
+def has_leading_axis(inputs: Inputs, size: int) -> bool:
+    """Whether all of the inputs are tensors with one row for each sample."""
     leaves = tree_leaves(inputs)
     return all(isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == size for leaf in leaves)
 

@@ -13,10 +13,9 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from afterfit.problem.coordinates import Coordinates, Forward
 from afterfit.problem.likelihood import Likelihood, PerSample
 from afterfit.typing import Inputs, Params
-
-Forward = Callable[[Params, Inputs], Tensor]
 
 _COMPUTE_WEIGHTS = (WeightNorm, SpectralNorm, BasePruningMethod)
 """Hooks that are part of the network: without them its parameters would not reach its weights."""
@@ -46,6 +45,9 @@ class Problem:
     train_forward
         The same network as it is trained, all of its parts in train mode: dropout on, batch
         statistics, and the buffers that are passed in ``params`` updated in place.
+    coordinates
+        How `params` reach the layers of the network; None where there is no such network, as after
+        ``linearize``.
     """
 
     forward: Forward
@@ -54,6 +56,7 @@ class Problem:
     buffers: Params
     train_forward: Forward
     normalizations: tuple[str, ...] = ()
+    coordinates: Coordinates | None = None
 
     @classmethod
     def from_module(
@@ -89,8 +92,9 @@ class Problem:
         evaluating, training = _quiet_copy(module).eval(), _quiet_copy(module).train()
         for network in (evaluating, training):
             network.requires_grad_(requires_grad=False)
+        forward = _call(evaluating)
         return cls(
-            forward=_call(evaluating),
+            forward=forward,
             likelihood=_as_likelihood(likelihood),
             params=params,
             buffers=buffers,
@@ -98,6 +102,7 @@ class Problem:
             normalizations=tuple(
                 name for name, part in module.named_modules() if "Norm" in type(part).__name__
             ),
+            coordinates=Coordinates(forward, dict, {}),
         )
 
     @property
@@ -114,6 +119,12 @@ class Problem:
     def num_params(self) -> int:
         """Number of parameters P."""
         return sum(p.numel() for p in self.params.values())
+
+    @property
+    def num_frozen(self) -> int:
+        """Number of coordinates that move nothing: those of parameters whose scale is zero."""
+        scale = {} if self.coordinates is None else self.coordinates.scale
+        return sum(int((scale[name] == 0).sum()) for name in self.params if name in scale)
 
 
 def _quiet_copy(module: nn.Module) -> nn.Module:
