@@ -1,42 +1,144 @@
 """Exact diagonals: of the generalized Gauss-Newton matrix, and of the Jacobian's square."""
 
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from glob import escape
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from afterfit.curvature.jacobian import jacobian_rows
+from afterfit.curvature.layers import Call, Slot
+from afterfit.curvature.tracing import Trace, Tracer
 from afterfit.linalg.structured import Diagonal
 from afterfit.problem.data import Batches
-from afterfit.problem.persample import outputs, unflatten
+from afterfit.problem.persample import flatten, outputs, unflatten
 from afterfit.problem.problem import Problem
+from afterfit.problem.transform import restrict
+
+_ENTRIES_AT_ONCE = 2**26
+"""Entries of the gradients at the outputs of layers that are held together."""
+
+Columns = Callable[[Float[Tensor, "B C"]], Float[Tensor, "B C R"]]
+"""For given outputs the vectors that are pulled back, R for each sample."""
 
 
 def squared_jacobian(problem: Problem, data: Batches) -> dict[str, Tensor]:
     """For each parameter ``Σ_n Σ_c (∂f_c(x_n)/∂θ_i)²``, by name and in the shape of the parameter.
 
     The diagonal of ``Jᵀ J``, which is the generalized Gauss-Newton matrix of the squared loss; its
-    sum is the trace of the tangent kernel.
+    sum is the trace of the tangent kernel. C backward passes, and no Jacobian: the square of the
+    outer product ``g aᵀ`` of a linear layer is the outer product of the squares. Parameters that no
+    known layer function uses are squared from Jacobian rows of theirs alone.
     """
-    total = torch.zeros(problem.num_params, dtype=torch.float64, device=problem.device)
-    for _, rows in jacobian_rows(problem, data):
-        total += rows.double().square().sum((0, 1))
-    return unflatten(total.to(problem.dtype), problem.params)
+    return _squares(problem, data, _units)
+
+
+def _units(found: Float[Tensor, "B C"]) -> Float[Tensor, "B C C"]:
+    identity = torch.eye(found.shape[1], dtype=found.dtype, device=found.device)
+    return identity.expand(len(found), -1, -1)
 
 
 def diagonal(problem: Problem, data: Batches) -> Diagonal:
     """Exact diagonal of the generalized Gauss-Newton matrix ``Σ_n J_nᵀ Λ_n J_n``.
 
-    With ``Λ = R Rᵀ`` it is ``Σ_n Σ_r (Rᵀ J)²``.
+    With ``Λ = R Rᵀ`` it is ``Σ_n Σ_r (Rᵀ J)²``, computed as in :func:`squared_jacobian`.
 
     Raises
     ------
     TypeError
         If the likelihood has no curvature (``PerSample``).
     """
+    return Diagonal(flatten(_squares(problem, data, problem.likelihood.root)))
+
+
+def _squares(problem: Problem, data: Batches, columns: Columns) -> dict[str, Tensor]:
+    seen, unseen = by_visibility(problem, data)
+    parts: dict[str, Tensor] = {}
+    if unseen is not None:
+        parts.update(_by_rows(unseen, data, columns))
+    if seen is not None:
+        parts.update(_by_layers(seen, data, columns))
+    return {name: parts[name] for name in problem.params}
+
+
+def by_visibility(problem: Problem, data: Batches) -> tuple[Problem | None, Problem | None]:
+    """Split a problem into the parameters whose layers are known, and the others."""
+    if problem.coordinates is None:
+        return None, problem
+    uncovered = Tracer.of(problem, data).uncovered
+    if not uncovered:
+        return problem, None
+    seen = [name for name in problem.params if name not in uncovered]
+    return (only(problem, seen) if seen else None), only(problem, uncovered)
+
+
+def only(problem: Problem, names: Iterable[str]) -> Problem:
+    """Restrict a problem to parameters by their very names."""
+    return restrict(problem, "|".join(escape(name) for name in names))
+
+
+def _by_rows(problem: Problem, data: Batches, columns: Columns) -> dict[str, Tensor]:
     total = torch.zeros(problem.num_params, dtype=torch.float64, device=problem.device)
     for index, rows in jacobian_rows(problem, data):
-        roots: Float[Tensor, "B C R"] = problem.likelihood.root(
-            outputs(problem, data.subset(index))
-        )
-        total += (roots.mT @ rows).double().square().sum((0, 1))
-    return Diagonal(total.to(problem.dtype))
+        factors = columns(outputs(problem, data.subset(index)))
+        total += (factors.mT @ rows).double().square().sum((0, 1))
+    return unflatten(total.to(problem.dtype), problem.params)
+
+
+def _by_layers(problem: Problem, data: Batches, columns: Columns) -> dict[str, Tensor]:
+    tracer = Tracer.of(problem, data)
+    total = torch.zeros(problem.num_params, dtype=torch.float64, device=problem.device)
+    for batch in data:
+        for _, trace in tracer.traces(batch):
+            tied = _used_again(trace.calls)
+            for pulled in pulled_columns(trace, columns(trace.outputs.detach())):
+                _add_squares(trace, pulled, tied, total)
+    parts = unflatten(total.to(problem.dtype), problem.params)
+    assert problem.coordinates is not None
+    scale = problem.coordinates.scale
+    return {
+        name: part * scale[name].square() if name in scale else part for name, part in parts.items()
+    }
+
+
+def pulled_columns(trace: Trace, columns: Float[Tensor, "B C R"]) -> Iterator[tuple[Tensor, ...]]:
+    """Gradients at the output of each call for all columns, (K, B, …), some columns at a time."""
+    size = sum(probe.numel() for probe in trace.probes)
+    for chosen in columns.movedim(-1, 0).split(max(1, _ENTRIES_AT_ONCE // max(size, 1))):
+        pulled = [trace.pull(cotangent) for cotangent in chosen]
+        yield tuple(torch.stack(part) for part in zip(*pulled, strict=True))
+
+
+def _add_squares(
+    trace: Trace, pulled: tuple[Tensor, ...], tied: frozenset[str], total: Tensor
+) -> None:
+    for call, entered, g in zip(trace.calls, trace.activations, pulled, strict=True):
+        if not any(slot.name in tied for slot in call.slots):
+            call.add_squares(entered, g, total)
+    if tied:
+        for column in range(len(pulled[0])):
+            for slot, rows in _joined(trace, [g[column] for g in pulled], tied):
+                into = total[slot.start : slot.start + rows.shape[1]]
+                into += rows.square().sum(0)
+
+
+def _joined(
+    trace: Trace, pulled: Sequence[Tensor], tied: frozenset[str]
+) -> Iterator[tuple[Slot, Tensor]]:
+    """Gradients of parameters that several calls share, summed over these, (B, n) by sample."""
+    sums: dict[str, tuple[Slot, Tensor]] = {}
+    for call, entered, g in zip(trace.calls, trace.activations, pulled, strict=True):
+        if any(slot.name in tied for slot in call.slots):
+            for slot, rows in call.gradients(entered, g):
+                new = rows.new_zeros(len(rows), slot.length)
+                _, joined = sums.setdefault(slot.name, (slot, new))
+                slot.within(joined).add_(rows)
+    yield from sums.values()
+
+
+def _used_again(calls: tuple[Call, ...]) -> frozenset[str]:
+    """Names of parameters that more than one call uses."""
+    counts = Counter(slot.name for call in calls for slot in call.slots)
+    return frozenset(name for name, count in counts.items() if count > 1)

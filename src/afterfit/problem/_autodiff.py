@@ -118,6 +118,17 @@ def over_columns(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
     return cast(Callable[[Tensor], Tensor], torch.func.vmap(function, in_dims=1, out_dims=1))
 
 
+def over_samples(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Map a function over a leading axis of all that it takes, recording for derivatives."""
+    mapped = torch.func.vmap(function, randomness="error")
+
+    def recorded(*arguments: Any) -> Any:
+        with differentiable_attention(), torch.enable_grad():
+            return mapped(*arguments)
+
+    return recorded
+
+
 def over_members(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Map ``function(params, inputs)`` over a leading axis of both; dropout differs by member."""
     return cast(

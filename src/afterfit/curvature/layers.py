@@ -1,0 +1,224 @@
+"""What one call of a layer does with its parameters: gradients of each sample in factors.
+
+A call is described by where its parameters stand in the flat vector, and turns what went in
+(activations) and the gradient at what came out into sums over samples that need no gradient of a
+single sample for all parameters at once.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import final
+
+import torch
+from torch import Tensor
+
+_ENTRIES_AT_ONCE = 2**25
+"""Entries of the per-sample gradients of one layer that are held together."""
+
+
+@final
+@dataclass(frozen=True)
+class Slot:
+    """Where a tensor of parameters, or a view of one, stands in the flat vector.
+
+    Attributes
+    ----------
+    name, start, length
+        Of the parameter, where it begins in the flat vector of all parameters, and its entries.
+    offset, size, stride
+        Of the view within the parameter, as it is flattened.
+    """
+
+    name: str
+    start: int
+    length: int
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def of(self, flat: Tensor) -> Tensor:
+        """View the entries in a flat vector of all parameters."""
+        return flat.as_strided(
+            self.size, self.stride, flat.storage_offset() + self.start + self.offset
+        )
+
+    def within(self, rows: Tensor) -> Tensor:
+        """View the entries in rows (B, n) of the flattened parameter alone."""
+        return rows.as_strided((len(rows), *self.size), (rows.stride(0), *self.stride), self.offset)
+
+
+class Call(ABC):
+    """One call of a layer function, without its data."""
+
+    @property
+    @abstractmethod
+    def slots(self) -> tuple[Slot, ...]:
+        """The parameters that it uses."""
+
+    @abstractmethod
+    def gradients(self, entered: Tensor, pulled: Tensor) -> Iterator[tuple[Slot, Tensor]]:
+        """Gradient of every sample, (B, *size) for each slot.
+
+        ``entered`` are the activations (B, …) and ``pulled`` the gradients at the output (B, …).
+        """
+
+    @abstractmethod
+    def add_squares(self, entered: Tensor, pulled: Tensor, total: Tensor) -> None:
+        """Add the squares of all gradients to a flat vector (P,).
+
+        ``pulled`` holds several gradients (K, B, …) at the output, and squares are summed over both
+        axes.
+        """
+
+
+@final
+@dataclass(frozen=True)
+class Multiply(Call):
+    """Linear layers and convolutions: at every position a matrix times a vector, by groups.
+
+    The gradient of a sample is ``Σ_s g_s a_sᵀ`` over its positions s.
+
+    Attributes
+    ----------
+    weight, bias
+        (groups, out, in) and (groups, out); None where the problem holds them still.
+    patches
+        Turns activations (B, …) into (B, S, groups, in).
+    channels
+        Turns gradients at the output (B, …) into (B, S, groups, out).
+    """
+
+    weight: Slot | None
+    bias: Slot | None
+    patches: Callable[[Tensor], Tensor]
+    channels: Callable[[Tensor], Tensor]
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return tuple(slot for slot in (self.weight, self.bias) if slot is not None)
+
+    def gradients(self, entered: Tensor, pulled: Tensor) -> Iterator[tuple[Slot, Tensor]]:
+        g = self.channels(pulled)
+        if self.weight is not None:
+            yield self.weight, _outer(self.patches(entered), g)
+        if self.bias is not None:
+            yield self.bias, g.sum(1)
+
+    def add_squares(self, entered: Tensor, pulled: Tensor, total: Tensor) -> None:
+        g = self.channels(pulled.flatten(0, 1)).unflatten(0, pulled.shape[:2])
+        if self.bias is not None:
+            self.bias.of(total).add_(g.sum(2).square().sum((0, 1)))
+        if self.weight is None:
+            return
+        a, into = self.patches(entered), self.weight.of(total)
+        if g.shape[2] == 1:  # one position: the square of an outer product is that of its factors
+            into.add_(torch.einsum("bgo,bgi->goi", g.square().sum(0)[:, 0], a.square()[:, 0]))
+            return
+        chunk = max(1, _ENTRIES_AT_ONCE // prod(self.weight.size))
+        for column in g:
+            for some_a, some_g in zip(a.split(chunk), column.split(chunk), strict=True):
+                into.add_(_outer(some_a, some_g).square().sum(0))
+
+
+def _outer(a: Tensor, g: Tensor) -> Tensor:
+    """Sums over positions of outer products: (B, S, G, I) and (B, S, G, O) give (B, G, O, I)."""
+    return g.permute(0, 2, 3, 1) @ a.permute(0, 2, 1, 3)
+
+
+@final
+@dataclass(frozen=True)
+class Broadcast(Call):
+    """Parameters that are multiplied with or added to something, entry by entry.
+
+    The affine part of normalizations, scales and embeddings of positions.
+
+    Attributes
+    ----------
+    weight
+        What multiplies the activations, in a shape that broadcasts against them.
+    bias
+        What is added.
+    part
+        Takes the part of the gradient at the output that concerns the parameters.
+    """
+
+    weight: Slot | None
+    bias: Slot | None
+    part: Callable[[Tensor], Tensor]
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return tuple(slot for slot in (self.weight, self.bias) if slot is not None)
+
+    def gradients(self, entered: Tensor, pulled: Tensor) -> Iterator[tuple[Slot, Tensor]]:
+        g = self.part(pulled)
+        if self.weight is not None:
+            yield self.weight, _sum_to(g * entered, self.weight.size)
+        if self.bias is not None:
+            yield self.bias, _sum_to(g, self.bias.size)
+
+    def add_squares(self, entered: Tensor, pulled: Tensor, total: Tensor) -> None:
+        for column in pulled:
+            for slot, rows in self.gradients(entered, column):
+                slot.of(total).add_(rows.square().sum(0))
+
+
+def _sum_to(rows: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Sum (B, …) over the axes that were broadcast, down to (B, *size)."""
+    lead = rows.ndim - 1 - len(size)
+    rows = rows.sum(tuple(range(1, 1 + lead))) if lead else rows
+    axes = [i + 1 for i, length in enumerate(size) if length == 1 and rows.shape[i + 1] > 1]
+    return rows.sum(axes, keepdim=True) if axes else rows
+
+
+@final
+@dataclass(frozen=True)
+class Look(Call):
+    """Rows of a table that are looked up by indices.
+
+    Attributes
+    ----------
+    table
+        (rows, entries).
+    padding
+        Index whose row has no gradient; -1 for none.
+    """
+
+    table: Slot
+    padding: int
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return (self.table,)
+
+    def gradients(self, entered: Tensor, pulled: Tensor) -> Iterator[tuple[Slot, Tensor]]:
+        size, width = self.table.size
+        rows = pulled.new_zeros(len(pulled), size, width)
+        keys, where, kept = self._looked_up(entered)
+        rows[keys // size, keys % size] = _summed_by(where, pulled.reshape(-1, width)[kept])
+        yield self.table, rows
+
+    def add_squares(self, entered: Tensor, pulled: Tensor, total: Tensor) -> None:
+        size, width = self.table.size
+        keys, where, kept = self._looked_up(entered)
+        into = self.table.of(total)
+        for column in pulled:
+            sums = _summed_by(where, column.reshape(-1, width)[kept])
+            into.index_add_(0, keys % size, sums.square().to(into.dtype))
+
+    def _looked_up(self, entered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pairs of sample and row, which pair each look-up belongs to, and which count."""
+        index = entered.reshape(len(entered), -1)
+        sample = torch.arange(len(index), device=index.device)[:, None]
+        kept = (index != self.padding).flatten()
+        found = (sample * self.table.size[0] + index).flatten()[kept]
+        keys, where = torch.unique(found, return_inverse=True)
+        return keys, where, kept
+
+
+def _summed_by(group: Tensor, rows: Tensor) -> Tensor:
+    """Sum the rows of each group."""
+    num = int(group.max()) + 1 if len(group) else 0
+    return rows.new_zeros(num, rows.shape[1]).index_add_(0, group, rows)

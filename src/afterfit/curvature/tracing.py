@@ -1,0 +1,260 @@
+"""Run a network, see every call of a layer, and get the gradient at each of their outputs.
+
+Every sample runs through ``vmap`` as a batch of one, so that there is no doubt which axis of an
+activation belongs to the samples, however a network folds and turns its axes. To the output of each
+call a probe of zeros is added, which comes in with an axis of samples: the derivative in it is the
+gradient at that output, sample by sample. Networks that cannot be mapped run one sample at a time.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import FunctionType
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from afterfit.curvature.layers import Call
+from afterfit.curvature.rules import RULES, VIEWS, Place
+from afterfit.problem._autodiff import differentiable_attention, over_samples
+from afterfit.problem.coordinates import Forward
+from afterfit.problem.data import Batch, Batches
+from afterfit.problem.persample import has_leading_axis
+from afterfit.problem.problem import Problem, move
+from afterfit.typing import Inputs
+
+Shapes = list[tuple[torch.Size, torch.dtype]]
+
+
+def _opened(function: Any) -> Any:
+    """Copy of torch's attention function that does not hide its linear layers from a mode."""
+    inside = {**function.__globals__, "has_torch_function": lambda _: False}
+    copied = FunctionType(function.__code__, inside, function.__name__)
+    copied.__defaults__, copied.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
+    return copied
+
+
+_OPENED = {
+    functional.multi_head_attention_forward: _opened(functional.multi_head_attention_forward)
+}
+
+
+@final
+class Watch(TorchFunctionMode):
+    """Sees all functions of torch that are called with parameters of the problem.
+
+    Attributes
+    ----------
+    calls, activations, shapes
+        The calls of layers in order, what they need of their inputs, and the shapes of their
+        outputs.
+    uncovered
+        Names of parameters that met a function without a rule, and the name of that function.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, Tensor], names: Sequence[str], probes: Sequence[Tensor] | None
+    ) -> None:
+        TorchFunctionMode.__init__(self)
+        self._places: dict[int, Place] = {}
+        self._alive: list[Tensor] = []
+        self._probes = probes
+        self.calls: list[Call] = []
+        self.activations: list[Tensor] = []
+        self.shapes: Shapes = []
+        self.uncovered: dict[str, str] = {}
+        offset = 0
+        for name in names:
+            weight = weights[name]
+            twin = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
+            self._keep(weight, Place(name, offset, weight.numel(), twin))
+            offset += weight.numel()
+
+    def _keep(self, tensor: Tensor, place: Place) -> None:
+        self._places[id(tensor)] = place
+        self._alive.append(tensor)
+
+    def _find(self, value: Any) -> Place | None:
+        return self._places.get(id(value))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function, and note it if it is a layer with parameters of the problem."""
+        kwargs = kwargs or {}
+        leaves = [*args, *kwargs.values()]
+        places = [p for leaf in leaves for p in self._within(leaf)]
+        if not places:
+            return func(*args, **kwargs)
+        if func in _OPENED:
+            with self:
+                return _OPENED[func](*args, **kwargs)
+        if func in VIEWS and self._find(args[0]) is not None:
+            return self._view(func, args, kwargs)
+        out = func(*args, **kwargs)
+        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
+            return out  # a shape, a type, …
+        described = RULES[func](self._find, *args, **kwargs) if func in RULES else None
+        if described is None:
+            self.uncovered.update({place.name: _name_of(func) for place in places})
+            return out
+        return self._note(*described, out)
+
+    def _within(self, leaf: Any) -> Iterator[Place]:
+        for item in leaf if isinstance(leaf, (tuple, list)) else (leaf,):
+            place = self._find(item)
+            if place is not None:
+                yield place
+
+    def _view(self, func: Any, args: Any, kwargs: Any) -> Any:
+        place = self._places[id(args[0])]
+        out, seen = func(*args, **kwargs), func(place.twin, *args[1:], **kwargs)
+        for part, twin in zip(tree_leaves(out), tree_leaves(seen), strict=True):
+            if twin is not place.twin and not twin._is_view():
+                self.uncovered[place.name] = _name_of(func)
+            self._keep(part, replace(place, twin=twin))
+        return out
+
+    def _note(self, call: Call, activation: Tensor, out: Tensor) -> Tensor:
+        for slot in call.slots:
+            if any(s == 0 and n > 1 for s, n in zip(slot.stride, slot.size, strict=True)):
+                self.uncovered[slot.name] = "expand"
+        self.calls.append(call)
+        self.activations.append(activation)
+        self.shapes.append((out.shape, out.dtype))
+        if self._probes is None:
+            return out
+        return out + self._probes[len(self.calls) - 1]
+
+
+def _name_of(func: Any) -> str:
+    return getattr(func, "__name__", str(func))
+
+
+@final
+@dataclass(frozen=True)
+class Trace:
+    """One run of some samples.
+
+    Attributes
+    ----------
+    outputs
+        Of the network, (B, C).
+    calls
+        Of layers.
+    activations
+        What each call needs of its inputs, (B, …).
+    """
+
+    outputs: Tensor
+    calls: tuple[Call, ...]
+    activations: tuple[Tensor, ...]
+    probes: tuple[Tensor, ...]
+
+    def pull(self, cotangent: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of ``(cotangent * outputs).sum()`` at the output of each call, (B, …)."""
+        with differentiable_attention():
+            return torch.autograd.grad(
+                self.outputs, self.probes, cotangent, retain_graph=True, materialize_grads=True
+            )
+
+
+@final
+@dataclass(frozen=True)
+class Tracer:
+    """Runs of the network behind a problem.
+
+    Attributes
+    ----------
+    weights
+        The parameters of the network where the problem stands.
+    names
+        Those that belong to the problem, in its order.
+    uncovered
+        Those that are used in a way that no rule describes, and the function that used them.
+    """
+
+    network: Forward
+    weights: Mapping[str, Tensor]
+    names: tuple[str, ...]
+    device: torch.device
+    uncovered: Mapping[str, str]
+    _shapes: dict[Any, Shapes] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, problem: Problem, data: Batches) -> "Tracer":
+        """Look at one run of the first sample.
+
+        Raises
+        ------
+        ValueError
+            If the problem has lost its layers by ``linearize``.
+        """
+        coordinates = problem.coordinates
+        if coordinates is None:
+            message = (
+                "the layers of this problem cannot be seen (it was linearized, or built without "
+                "coordinates); pass the problem as it was before linearize: its Jacobian at the "
+                "trained parameters is the same"
+            )
+            raise ValueError(message)
+        weights, names = coordinates.weights(problem.params), tuple(problem.params)
+        blind = cls(coordinates.network, weights, names, problem.device, {})
+        _, watch = blind._run(move(data.fetch(torch.arange(1)).inputs, problem.device), None)
+        return replace(blind, uncovered=watch.uncovered)
+
+    def traces(self, batch: Batch) -> Iterator[tuple[Tensor, Trace]]:
+        """Run a batch: positions within it and what was seen, at once or one sample at a time."""
+        inputs, size = move(batch.inputs, self.device), len(batch.index)
+        everything = torch.arange(size)
+        mapped = self._mapped(inputs, size) if has_leading_axis(inputs, size) else None
+        if mapped is not None:
+            yield everything, mapped
+            return
+        for i in everything.split(1):
+            one = inputs if size == 1 else tree_map(lambda leaf, i=i: leaf[i], inputs)
+            yield i, self._alone(one)
+
+    def _mapped(self, inputs: Inputs, size: int) -> Trace | None:
+        calls: list[Call] = []
+
+        def one(sample: Inputs, probes: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+            single = tree_map(lambda leaf: leaf[None], sample)
+            outputs, watch = self._run(single, probes)
+            calls[:] = watch.calls
+            return outputs[0], tuple(watch.activations)
+
+        first = tree_map(lambda leaf: leaf[:1], inputs)
+        probes = self._probes(first, size)
+        try:
+            outputs, activations = over_samples(one)(inputs, probes)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError:  # no rule to map it; an error of the network comes again alone
+            return None
+        return Trace(outputs, tuple(calls), tuple(a.detach() for a in activations), probes)
+
+    def _alone(self, inputs: Inputs) -> Trace:
+        probes = self._probes(inputs, 1)
+        with torch.enable_grad():
+            outputs, watch = self._run(inputs, tuple(probe[0] for probe in probes))
+        activations = tuple(activation.detach()[None] for activation in watch.activations)
+        return Trace(outputs, tuple(watch.calls), activations, probes)
+
+    def _probes(self, first: Inputs, size: int) -> tuple[Tensor, ...]:
+        """Zeros for the output of each call, with an axis of samples, that take no memory."""
+        key = tuple(leaf.shape for leaf in tree_leaves(first))
+        if key not in self._shapes:
+            with torch.no_grad():
+                self._shapes[key] = self._run(first, None)[1].shapes
+        return tuple(
+            torch.zeros((), dtype=dtype, device=self.device).expand(size, *shape).requires_grad_()
+            for shape, dtype in self._shapes[key]
+        )
+
+    def _run(self, inputs: Inputs, probes: Sequence[Tensor] | None) -> tuple[Tensor, Watch]:
+        watch = Watch(self.weights, self.names, probes)
+        with differentiable_attention(), watch:
+            outputs = self.network(self.weights, inputs)
+        return outputs, watch
