@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal, final, get_args
+from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Generator, Tensor, nn
@@ -33,10 +33,10 @@ from afterfit.sharpness.symmetry import (
 )
 from afterfit.typing import Inputs
 
-Kind = Literal[
+Change = Literal[
     "layer", "node", "normalization", "affine", "query-key", "sign", "permutation", "mixing"
 ]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+CHANGES: tuple[Change, ...] = get_args(Change)
 """
 ``layer``: all units of a layer by one factor, or whole tensors of a residual stream;
 ``node``: each unit or channel by its own; ``normalization``: weights before a BatchNorm with its
@@ -62,12 +62,12 @@ class Freedom:
         Which units, and what each owns.
     """
 
-    kind: Kind
+    kind: Change
     symmetry: Symmetry
 
     def change(self, network: nn.Module, spread: float, generator: Generator) -> nn.Module:
         """Change a network at random: factors are log-normal with standard deviation `spread`."""
-        return _CHANGES[self.kind](network, self.symmetry, spread, generator)
+        return _APPLY[self.kind](network, self.symmetry, spread, generator)
 
     def __str__(self) -> str:
         if self.kind not in ("permutation", "mixing", "sign"):
@@ -105,7 +105,7 @@ def _mix(network: nn.Module, of: Symmetry, spread: float, generator: Generator) 
     return mix_units(network, of, torch.block_diag(*blocks))
 
 
-_CHANGES: dict[Kind, Callable[[nn.Module, Symmetry, float, Generator], nn.Module]] = {
+_APPLY: dict[Change, Callable[[nn.Module, Symmetry, float, Generator], nn.Module]] = {
     "layer": _scale_all,
     "node": _scale,
     "normalization": _scale,
@@ -137,12 +137,12 @@ class Architecture:
     inputs: Inputs
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
+    def kinds(self) -> tuple[Change, ...]:
         """Kinds of which there is at least one."""
         there = {freedom.kind for freedom in self.freedoms}
-        return tuple(kind for kind in KINDS if kind in there)
+        return tuple(kind for kind in CHANGES if kind in there)
 
-    def changed(self, kind: Kind, spread: float | int, generator: Generator) -> nn.Module:
+    def changed(self, kind: Change, spread: float | int, generator: Generator) -> nn.Module:
         """Apply every freedom of a kind at random, and verify that the function is the same.
 
         Raises
@@ -197,7 +197,7 @@ def explore(module: nn.Module, data: Batches, seed: int = 0) -> Architecture:
     return Architecture(network, tuple(_distinct([*scalings, *moves])), inputs)
 
 
-_MOVES: tuple[Kind, ...] = ("sign", "permutation", "mixing")
+_MOVES: tuple[Change, ...] = ("sign", "permutation", "mixing")
 
 
 @final
@@ -235,7 +235,7 @@ class _Trial:
             yield together
 
 
-def _kind_of(network: nn.Module, symmetry: Symmetry) -> Kind:
+def _kind_of(network: nn.Module, symmetry: Symmetry) -> Change:
     tensors, parts = tensors_of(network), symmetry.parts
     if symmetry.size == 1:
         return "layer"
@@ -262,7 +262,7 @@ def _pairs(network: nn.Module, scalings: list[Freedom]) -> Iterator[Symmetry]:
     whole = [one for one in scalings if one.kind in ("normalization", "affine")]
     for one, other in combinations(whole, 2):
         first, second = one.symmetry, other.symmetry
-        if one.kind != other.kind and first.size == second.size and first.names & second.names:
+        if first.size == second.size and first.names & second.names:
             merged = {(p.name, p.axis, p.start): p for p in (*first.parts, *second.parts)}
             yield Symmetry(first.size, tuple(merged.values()))
     tensors = {name: value for name, value in scalable_of(network).items() if value.ndim}
@@ -306,7 +306,7 @@ def _written(network: nn.Module) -> Iterator[tuple[int, tuple[Part, ...]]]:
 
 def _distinct(freedoms: list[Freedom]) -> list[Freedom]:
     """Each freedom once."""
-    seen: dict[tuple[Kind, frozenset[tuple[str, int | None, int]]], Freedom] = {}
+    seen: dict[tuple[Change, frozenset[tuple[str, int | None, int]]], Freedom] = {}
     for freedom in freedoms:
         where = frozenset((p.name, p.axis, p.start) for p in freedom.symmetry.parts)
         seen.setdefault((freedom.kind, where), freedom)
@@ -329,9 +329,8 @@ def in_double(data: Batches, device: torch.device) -> Batches:
     return Batches(rows, data.batch_size, data.ids)
 
 
-def _double(leaf: object) -> object:
-    is_floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
-    return leaf.double() if is_floating else leaf
+def _double(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def _some_inputs(network: nn.Module, data: Batches) -> Inputs:

@@ -81,8 +81,9 @@ def mix_units(network: nn.Module, symmetry: Symmetry, matrix: Float[Tensor, "n n
             view = _units_of(tensors[part.name], part, symmetry.size)
             mixer = matrix if part.exponent > 0 else torch.linalg.inv(matrix).mT
             apart = view.unflatten(part.axis, (symmetry.size, part.repeat))
-            mixed = torch.tensordot(mixer.to(view), apart, dims=([1], [part.axis]))
-            view.copy_(mixed.movedim(0, part.axis).flatten(part.axis, part.axis + 1))
+            first = apart.movedim(part.axis, 0)
+            mixed = (mixer.to(view) @ first.flatten(1)).view_as(first).movedim(0, part.axis)
+            view.copy_(mixed.flatten(part.axis, part.axis + 1))
     return changed
 
 
