@@ -1,7 +1,41 @@
 """Curvature of a trained network: sums over samples, in the coordinates of the problem."""
 
+from afterfit.curvature.blocks import DiagonalBlock, EigenBlock, KroneckerBlock, NamedBlock
 from afterfit.curvature.diagonal import diagonal, squared_jacobian
+from afterfit.curvature.ekfac import ekfac
+from afterfit.curvature.factors import expand, reduce
 from afterfit.curvature.ggn import ggn
 from afterfit.curvature.jacobian import jacobian, jacobian_rows, ntk
+from afterfit.curvature.kfac import Curvature, kfac
+from afterfit.curvature.layer_jacobians import (
+    FactoredPart,
+    LayerJacobian,
+    RowsPart,
+    layer_jacobians,
+)
+from afterfit.curvature.scale import g_prior_scale, grouped_scale, rank_one
 
-__all__ = ["diagonal", "ggn", "jacobian", "jacobian_rows", "ntk", "squared_jacobian"]
+__all__ = [
+    "Curvature",
+    "DiagonalBlock",
+    "EigenBlock",
+    "FactoredPart",
+    "KroneckerBlock",
+    "LayerJacobian",
+    "NamedBlock",
+    "RowsPart",
+    "diagonal",
+    "ekfac",
+    "expand",
+    "g_prior_scale",
+    "ggn",
+    "grouped_scale",
+    "jacobian",
+    "jacobian_rows",
+    "kfac",
+    "layer_jacobians",
+    "ntk",
+    "rank_one",
+    "reduce",
+    "squared_jacobian",
+]

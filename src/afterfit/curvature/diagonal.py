@@ -1,7 +1,7 @@
 """Exact diagonals: of the generalized Gauss-Newton matrix, and of the Jacobian's square."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from glob import escape
 
 import torch
@@ -32,10 +32,11 @@ def squared_jacobian(problem: Problem, data: Batches) -> dict[str, Tensor]:
     outer product ``g aᵀ`` of a linear layer is the outer product of the squares. Parameters that no
     known layer function uses are squared from Jacobian rows of theirs alone.
     """
-    return _squares(problem, data, _units)
+    return _squares(problem, data, unit_columns)
 
 
-def _units(found: Float[Tensor, "B C"]) -> Float[Tensor, "B C C"]:
+def unit_columns(found: Float[Tensor, "B C"]) -> Float[Tensor, "B C C"]:
+    """One column for each output."""
     identity = torch.eye(found.shape[1], dtype=found.dtype, device=found.device)
     return identity.expand(len(found), -1, -1)
 
@@ -92,15 +93,17 @@ def _by_layers(problem: Problem, data: Batches, columns: Columns) -> dict[str, T
     total = torch.zeros(problem.num_params, dtype=torch.float64, device=problem.device)
     for batch in data:
         for _, trace in tracer.traces(batch):
-            tied = _used_again(trace.calls)
             for pulled in pulled_columns(trace, columns(trace.outputs.detach())):
-                _add_squares(trace, pulled, tied, total)
-    parts = unflatten(total.to(problem.dtype), problem.params)
-    assert problem.coordinates is not None
-    scale = problem.coordinates.scale
-    return {
-        name: part * scale[name].square() if name in scale else part for name, part in parts.items()
-    }
+                add_squares(trace, pulled, total)
+    squares = total.to(problem.dtype) * flat_scale(problem).square()
+    return unflatten(squares, problem.params)
+
+
+def flat_scale(problem: Problem) -> Float[Tensor, " P"]:
+    """Derivative of the network's parameters in the coordinates of a problem; ones if absolute."""
+    scale = {} if problem.coordinates is None else problem.coordinates.scale
+    parts = {name: scale.get(name, torch.ones_like(p)) for name, p in problem.params.items()}
+    return flatten(parts)
 
 
 def pulled_columns(trace: Trace, columns: Float[Tensor, "B C R"]) -> Iterator[tuple[Tensor, ...]]:
@@ -111,27 +114,29 @@ def pulled_columns(trace: Trace, columns: Float[Tensor, "B C R"]) -> Iterator[tu
         yield tuple(torch.stack(part) for part in zip(*pulled, strict=True))
 
 
-def _add_squares(
-    trace: Trace, pulled: tuple[Tensor, ...], tied: frozenset[str], total: Tensor
-) -> None:
+def add_squares(trace: Trace, pulled: Sequence[Tensor], total: Float[Tensor, " P"]) -> None:
+    """Add the squared gradients of all calls, each pulled back along several columns (K, B, …)."""
+    tied = _used_again(trace.calls)
     for call, entered, g in zip(trace.calls, trace.activations, pulled, strict=True):
         if not any(slot.name in tied for slot in call.slots):
             call.add_squares(entered, g, total)
     if tied:
         for column in range(len(pulled[0])):
-            for slot, rows in _joined(trace, [g[column] for g in pulled], tied):
+            for slot, rows in joined_gradients(trace, [g[column] for g in pulled], tied):
                 into = total[slot.start : slot.start + rows.shape[1]]
                 into += rows.square().sum(0)
 
 
-def _joined(
-    trace: Trace, pulled: Sequence[Tensor], tied: frozenset[str]
+def joined_gradients(
+    trace: Trace, pulled: Sequence[Tensor], names: Collection[str]
 ) -> Iterator[tuple[Slot, Tensor]]:
-    """Gradients of parameters that several calls share, summed over these, (B, n) by sample."""
+    """Gradients (B, n) of some parameters, by sample, summed over the calls that use them."""
     sums: dict[str, tuple[Slot, Tensor]] = {}
     for call, entered, g in zip(trace.calls, trace.activations, pulled, strict=True):
-        if any(slot.name in tied for slot in call.slots):
+        if any(slot.name in names for slot in call.slots):
             for slot, rows in call.gradients(entered, g):
+                if slot.name not in names:
+                    continue
                 new = rows.new_zeros(len(rows), slot.length)
                 _, joined = sums.setdefault(slot.name, (slot, new))
                 slot.within(joined).add_(rows)

@@ -1,0 +1,117 @@
+"""Sums over all samples from which Kronecker-factored curvature is made."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from afterfit.curvature.diagonal import add_squares, flat_scale, pulled_columns
+from afterfit.curvature.tracing import Trace, Tracer
+from afterfit.curvature.units import Unit, units_of
+from afterfit.problem.data import Batches
+from afterfit.problem.problem import Problem
+
+Sharing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Turns inputs (B, S, I) and gradients (K, B, S, O) at S positions into the rows of the factors."""
+
+
+def expand(
+    inputs: Float[Tensor, "B S I"], outputs: Float[Tensor, "K B S O"]
+) -> tuple[Float[Tensor, "B S I"], Float[Tensor, "K B S O"]]:
+    """Every position is a row of its own: exact where the loss is a sum over positions."""
+    return inputs, outputs
+
+
+def reduce(
+    inputs: Float[Tensor, "B S I"], outputs: Float[Tensor, "K B S O"]
+) -> tuple[Float[Tensor, "B 1 I"], Float[Tensor, "K B 1 O"]]:
+    """One row a sample: exact where a linear network averages over positions; cheaper."""
+    return inputs.mean(1, keepdim=True), outputs.sum(2, keepdim=True)
+
+
+@final
+@dataclass(frozen=True)
+class Factors:
+    """Sums over all samples.
+
+    Attributes
+    ----------
+    units
+        What each block covers.
+    outputs, inputs
+        Factors of each block in the parameters of the network, float64: sums over samples of the
+        first kind, means of the second.
+    squares
+        For all other parameters their exact diagonal (P,), in the coordinates of the problem.
+    """
+
+    units: tuple[Unit, ...]
+    outputs: tuple[Tensor, ...]
+    inputs: tuple[Tensor, ...]
+    squares: Float[Tensor, " P"]
+
+
+def factors(problem: Problem, data: Batches, sharing: Sharing) -> Factors:
+    """Run all samples forward once, backward C times, and sum the factors of every layer."""
+    total = torch.zeros(problem.num_params, dtype=torch.float64, device=problem.device)
+    left: dict[Unit, Tensor] = {}
+    right: dict[Unit, Tensor] = {}
+    counts: dict[Unit, int] = {}
+    for trace, units, pulls in pulled_traces(problem, data, problem.likelihood.root):
+        for first, pulled in enumerate(pulls):
+            for unit in units:
+                a, g = sharing(unit.inputs(trace), stacked(unit, trace, pulled))
+                left[unit] = left.get(unit, 0) + _gram(g)
+                if not first:
+                    right[unit] = right.get(unit, 0) + _gram(a)
+                    counts[unit] = counts.get(unit, 0) + a.shape[0] * a.shape[1]
+            add_squares(*loose(trace, units, pulled), total)
+    means = tuple(right[unit] / counts[unit] for unit in left)
+    squares = total.to(problem.dtype) * flat_scale(problem).square()
+    return Factors(tuple(left), tuple(left.values()), means, squares)
+
+
+def _gram(rows: Tensor) -> Float[Tensor, "n n"]:
+    flat = rows.reshape(-1, rows.shape[-1])
+    return (flat.mT @ flat).double()
+
+
+def pulled_traces(
+    problem: Problem, data: Batches, columns: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[Trace, list[Unit], Iterator[tuple[Tensor, ...]]]]:
+    """Run all samples: what was seen, its blocks, and gradients along some columns at a time."""
+    tracer = Tracer.of(problem, data)
+    for batch in data:
+        targets = batch.targets.to(problem.device)
+        for positions, trace in tracer.traces(batch):
+            found = trace.outputs.detach()
+            problem.likelihood.check(found, targets[positions.to(problem.device)])
+            yield trace, units_of(trace.calls), pulled_columns(trace, columns(found))
+
+
+def stacked(unit: Unit, trace: Trace, pulled: Sequence[Tensor]) -> Float[Tensor, "K B S O"]:
+    """Gradients at the output of a layer along several columns."""
+    num = len(pulled[0])
+    return torch.stack([unit.outputs(trace, [g[k] for g in pulled]) for k in range(num)])
+
+
+def loose(
+    trace: Trace, units: Sequence[Unit], pulled: Sequence[Tensor]
+) -> tuple[Trace, tuple[Tensor, ...]]:
+    """The calls that belong to no block."""
+    taken = {name for unit in units for name in unit.names}
+    kept = [
+        i
+        for i, call in enumerate(trace.calls)
+        if not all(slot.name in taken for slot in call.slots)
+    ]
+    part = replace(
+        trace,
+        calls=tuple(trace.calls[i] for i in kept),
+        activations=tuple(trace.activations[i] for i in kept),
+        probes=tuple(trace.probes[i] for i in kept),
+    )
+    return part, tuple(pulled[i] for i in kept)
