@@ -47,7 +47,7 @@ class LinearNetwork:
     ) -> Float[Tensor, "N F"]:
         """Rows of ``S^K X`` of some nodes, float64."""
         matrix = normalized(edges)
-        rows = csr_matrix(identity(edges.num_nodes, format="csr")[np.array(nodes.cpu())])
+        rows = csr_matrix(csr_matrix(identity(edges.num_nodes))[np.array(nodes.cpu())])
         for _ in range(self.hops):
             rows = rows @ matrix
         return torch.from_numpy(rows @ x.detach().double().cpu().numpy()).to(x.device)
