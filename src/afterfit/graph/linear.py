@@ -1,0 +1,109 @@
+"""Networks that are linear in their parameters: SGC, for which much has a closed form."""
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.sparse import csr_matrix, diags, identity
+from torch import Tensor, nn
+from torch_geometric.nn import SGConv
+
+from afterfit.graph.balls import neighbors
+from afterfit.graph.edges import EdgeList
+from afterfit.problem.problem import Problem
+from afterfit.typing import Params
+
+
+@final
+@dataclass(frozen=True)
+class LinearNetwork:
+    """Outputs ``S^K X Wᵀ + b`` with ``S = D^(−½) (A + I) D^(−½)``: SGC (Wu et al. 2019).
+
+    Attributes
+    ----------
+    hops
+        K.
+    weight, bias
+        Names of the parameters W (C, F) and b (C,); a network may have no bias.
+    """
+
+    hops: int
+    weight: str
+    bias: str | None
+
+    def outputs(
+        self, params: Params, x: Float[Tensor, "V F"], edges: EdgeList
+    ) -> Float[Tensor, "V C"]:
+        """Outputs of all nodes, the features multiplied first."""
+        rows = x @ params[self.weight].T
+        for _ in range(self.hops):
+            rows = propagate(rows, edges)
+        return rows if self.bias is None else rows + params[self.bias]
+
+    def features(
+        self, x: Float[Tensor, "V F"], edges: EdgeList, nodes: Int[Tensor, " N"]
+    ) -> Float[Tensor, "N F"]:
+        """Rows of ``S^K X`` of some nodes, float64."""
+        matrix = normalized(edges)
+        rows = csr_matrix(csr_matrix(identity(edges.num_nodes))[np.array(nodes.cpu())])
+        for _ in range(self.hops):
+            rows = rows @ matrix
+        return torch.from_numpy(rows @ x.detach().double().cpu().numpy()).to(x.device)
+
+    def pull(
+        self, cotangent: Float[Tensor, "V C"], x: Float[Tensor, "V F"], edges: EdgeList
+    ) -> dict[str, Tensor]:
+        """Gradient in the parameters of a number whose gradient in the outputs is given."""
+        rows = cotangent
+        for _ in range(self.hops):
+            rows = propagate(rows, edges)  # S is symmetric
+        parts = {self.weight: rows.T @ x}
+        return parts if self.bias is None else {**parts, self.bias: cotangent.sum(0)}
+
+
+def find_linear(
+    module: nn.Module, problem: Problem, x: Float[Tensor, "V F"], edges: EdgeList
+) -> LinearNetwork | None:
+    """Recognize SGC, and see on the graph itself that it is nothing else."""
+    layers = {n: part for n, part in module.named_modules() if isinstance(part, SGConv)}
+    if len(layers) != 1 or edges.directions != 2:
+        return None
+    ((name, layer),) = layers.items()
+    prefix = f"{name}." if name else ""
+    names = (f"{prefix}lin.weight", f"{prefix}lin.bias")
+    known = set(problem.params)
+    if names[0] not in known or not known <= set(names):
+        return None
+    found = LinearNetwork(layer.K, names[0], names[1] if names[1] in known else None)
+    with torch.no_grad():
+        outputs = problem.forward(problem.params, (x, edges.edge_index()))
+        formula = found.outputs(problem.params, x, edges)
+    rounding = torch.finfo(x.dtype).eps ** 0.75 * (1 + float(outputs.abs().max()))
+    same = outputs.shape == formula.shape and float((outputs - formula).abs().max()) < rounding
+    return found if same else None
+
+
+def normalized(edges: EdgeList) -> csr_matrix:
+    """``S = D^(−½) (A + I) D^(−½)`` as a sparse matrix, float64."""
+    pattern = neighbors(edges).astype(np.float64)
+    scale = diags(np.asarray(pattern.sum(1)).ravel() ** -0.5)
+    return csr_matrix(scale @ pattern @ scale)
+
+
+def degrees(edges: EdgeList, like: Tensor) -> Float[Tensor, " V"]:
+    """Degrees, the added self loop included."""
+    counts = torch.bincount(edges.pairs.flatten(), minlength=edges.num_nodes)
+    return (counts + 1).to(like)
+
+
+def propagate(rows: Float[Tensor, "V R"], edges: EdgeList) -> Float[Tensor, "V R"]:
+    """Multiply by ``S = D^(−½) (A + I) D^(−½)``."""
+    scale = degrees(edges, rows).rsqrt()[:, None]
+    scaled = scale * rows
+    u, v = edges.pairs.T
+    total = scaled.clone()
+    total.index_add_(0, u, scaled[v])
+    total.index_add_(0, v, scaled[u])
+    return scale * total

@@ -1,0 +1,293 @@
+"""A trained graph network and its graph: nodes are the samples, edges are what is scored."""
+
+import inspect
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor, nn
+
+from afterfit.graph.edges import EdgeList, Symmetrize, union
+from afterfit.graph.linear import LinearNetwork, find_linear
+from afterfit.graph.reach import Reach, find_reach
+from afterfit.problem.likelihood import Categorical, Likelihood
+from afterfit.problem.problem import Problem
+from afterfit.typing import Params
+
+Mask = str | Bool[Tensor, " V"] | Int[Tensor, " N"]
+"""Nodes: the name of a mask in the data, a mask, or positions."""
+
+_SAMPLED = ("n_id", "e_id", "input_id")
+
+
+@final
+@dataclass(frozen=True)
+class GraphProblem:
+    """What was trained, on which nodes and edges.
+
+    Attributes
+    ----------
+    problem
+        The network, its parameters and the likelihood.
+    edges
+        The graph that feeds the training loss, and whose edges are scored.
+    read_on
+        The graph on which targets are read: the one that the problem was made with. It stays when
+        :meth:`with_edges` changes ``edges``, as in Song, Kim, Yang (2023): edges are removed from
+        what the network is trained on, and validation and test losses are those of the given graph.
+    x
+        Features (V, F).
+    y
+        Targets, one row a node.
+    train, validation, test
+        Nodes whose losses were minimized, nodes to choose edges by, nodes to report on; positions.
+    reach
+        How far outputs depend on features and on edges.
+    weighted
+        Whether the network takes edge weights and treats an edge of weight 0 as one that is absent.
+    linear
+        What the network is if it is linear in its parameters (SGC); None otherwise.
+    """
+
+    problem: Problem
+    edges: EdgeList
+    read_on: EdgeList
+    x: Float[Tensor, "V F"]
+    y: Tensor
+    train: Int[Tensor, " N"]
+    validation: Int[Tensor, " N2"]
+    test: Int[Tensor, " N3"]
+    reach: Reach
+    weighted: bool
+    linear: LinearNetwork | None
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes V."""
+        return self.edges.num_nodes
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Turns outputs and targets into losses in nats."""
+        return self.problem.likelihood
+
+    def forward(
+        self, params: Params, edge_index: Int[Tensor, "2 M"], weights: Tensor | None = None
+    ) -> Float[Tensor, "V C"]:
+        """Outputs of all nodes, at any parameters, on any edges."""
+        return call(self.problem, params, self.x, edge_index, weights)
+
+    def outputs(self, edges: EdgeList) -> Float[Tensor, "V C"]:
+        """Outputs of all nodes at the trained parameters."""
+        params = self.problem.params
+        if self.linear is not None:
+            return self.linear.outputs(params, self.x, edges)
+        with torch.no_grad():
+            return self.forward(params, edges.edge_index())
+
+    def train_losses(self, outputs: Float[Tensor, "V C"]) -> Float[Tensor, " N"]:
+        """Losses of the training nodes in nats."""
+        return self.likelihood.loss(outputs[self.train], self.y[self.train])
+
+    def with_edges(self, edges: EdgeList) -> "GraphProblem":
+        """Change the graph that feeds the training loss; targets are read where they were."""
+        return replace(self, edges=edges)
+
+    def with_module(self, module: nn.Module) -> "GraphProblem":
+        """Take over the parameters and buffers of a module of the same architecture.
+
+        Raises
+        ------
+        ValueError
+            If its parameters have other names or shapes, or are not finite.
+        """
+        fresh = Problem.from_module(module, self.likelihood)
+        if _shapes(fresh.params) != _shapes(self.problem.params):
+            message = (
+                f"the module's parameters are {_shapes(fresh.params)}, expected those of the "
+                f"problem, {_shapes(self.problem.params)}: train the same architecture"
+            )
+            raise ValueError(message)
+        return replace(self, problem=fresh)
+
+
+def call(
+    problem: Problem, params: Params, x: Tensor, edge_index: Tensor, weights: Tensor | None = None
+) -> Float[Tensor, "V C"]:
+    """Run a graph network on any features and edges."""
+    inputs = (x, edge_index) if weights is None else (x, edge_index, weights)
+    return problem.forward(params, inputs)
+
+
+def graph_problem(
+    module: nn.Module,
+    data: Any,
+    likelihood: Likelihood = Categorical(),
+    *,
+    train: Mask = "train_mask",
+    validation: Mask = "val_mask",
+    test: Mask = "test_mask",
+    symmetrize: Symmetrize = union,
+    reach: Reach | None = None,
+) -> GraphProblem:
+    """Bind a trained graph network to its graph.
+
+    Parameters
+    ----------
+    module
+        Takes ``(x, edge_index)`` or ``(x, edge_index, edge_weight)`` and returns outputs (V, C). It
+        is copied, and never touched.
+    data
+        A ``torch_geometric.data.Data``, or any object with ``x``, ``edge_index`` and ``y``.
+        Duplicate edges are one edge; isolated nodes stay; self loops stay and are not scored.
+    train, validation, test
+        Names of masks in the data, masks, or positions of nodes. A test mask may be missing.
+    symmetrize
+        `union`: edges are undirected, whichever direction is given; `upper`: as the authors' code
+        of RGE reads graphs; `directed`: each direction is an edge of its own.
+    reach
+        How far the network reads. By default it is found by running the network on small graphs.
+
+    Raises
+    ------
+    ValueError
+        If convolutions cache their normalization, BatchNorm is in train mode, a mask has no nodes,
+        the graph was sampled, edges have weights or name unknown nodes, targets do not fit, or the
+        network couples all nodes.
+    TypeError
+        If the data is not one whole graph.
+
+    References
+    ----------
+    Song, Kim, Yang (2023), "RGE: A repulsive graph rectification for node classification via
+    influence", ICML, PMLR 202:32331.
+    """
+    _require_whole_graph(data)
+    _require_uncached(module)
+    problem = Problem.from_module(module, likelihood)
+    x, y = data.x.detach(), data.y.detach()
+    edges = symmetrize(data.edge_index.detach(), len(x))
+    nodes = [_nodes(data, mask, len(x)) for mask in (train, validation)]
+    found = problem.forward(problem.params, (x, edges.edge_index()))
+    for index in nodes:
+        problem.likelihood.check(found[index], y[index])
+    return GraphProblem(
+        problem=problem,
+        edges=edges,
+        read_on=edges,
+        x=x,
+        y=y,
+        train=nodes[0],
+        validation=nodes[1],
+        test=_nodes_or_none(data, test, len(x)),
+        reach=_reach(problem, x) if reach is None else reach,
+        weighted=_weights_are_edges(module, problem, x, edges),
+        linear=find_linear(module, problem, x, edges),
+    )
+
+
+def _reach(problem: Problem, x: Tensor) -> Reach:
+    buffers = {n: b.double() if b.is_floating_point() else b for n, b in problem.buffers.items()}
+
+    def network(params: Params, features: Tensor, edge_index: Tensor) -> Tensor:
+        return call(problem, {**buffers, **params}, features, edge_index)
+
+    return find_reach(network, problem.params, x.shape[1])
+
+
+def _weights_are_edges(module: nn.Module, problem: Problem, x: Tensor, edges: EdgeList) -> bool:
+    """Whether the network takes weights, and weight 0 acts as removal does."""
+    names = list(inspect.signature(module.forward).parameters)
+    if len(names) < 3 or "weight" not in names[2] or edges.num_edges < 2:
+        return False
+    generator = Generator().manual_seed(0)
+    kept = torch.rand(edges.num_edges, generator=generator).to(x.device) < 0.5
+    owners, edge_index = edges.owners(), edges.edge_index()
+    weights = torch.where(owners < 0, 1.0, kept[owners.clamp_min(0)].to(x.dtype)).to(x)
+    fewer = edges.without((~kept).nonzero()[:, 0])
+    with torch.no_grad():
+        weighted = call(problem, problem.params, x, edge_index, weights)
+        whole = call(problem, problem.params, x, edge_index)
+        removed = call(problem, problem.params, x, fewer.edge_index())
+    scale = float((whole - removed).abs().max())
+    return scale > 0 and float((weighted - removed).abs().max()) <= 1e-3 * scale
+
+
+def _nodes(data: Any, mask: Mask, num_nodes: int) -> Int[Tensor, " N"]:
+    name = mask if isinstance(mask, str) else "the mask"
+    values = getattr(data, mask, None) if isinstance(mask, str) else mask
+    if values is None:
+        message = f"the data has no {name!r}, expected a mask; pass a mask or positions of nodes"
+        raise ValueError(message)
+    if values.ndim != 1:
+        message = (
+            f"{name} has shape {tuple(values.shape)}, expected ({num_nodes},): it holds several "
+            "splits, pass one of its columns"
+        )
+        raise ValueError(message)
+    if values.dtype == torch.bool and len(values) != num_nodes:
+        message = f"{name} has {len(values)} entries for {num_nodes} nodes, expected as many"
+        raise ValueError(message)
+    found = values.nonzero()[:, 0] if values.dtype == torch.bool else values.long()
+    if not len(found):
+        message = f"{name} holds no node, expected at least one"
+        raise ValueError(message)
+    if int(found.min()) < 0 or int(found.max()) >= num_nodes:
+        message = f"{name} names node {int(found.max())} of {num_nodes} nodes"
+        raise ValueError(message)
+    return found
+
+
+def _nodes_or_none(data: Any, mask: Mask, num_nodes: int) -> Int[Tensor, " N"]:
+    if isinstance(mask, str) and getattr(data, mask, None) is None:
+        return torch.zeros(0, dtype=torch.long)
+    return _nodes(data, mask, num_nodes)
+
+
+def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for name, p in params.items()}
+
+
+def _require_whole_graph(data: Any) -> None:
+    missing = [name for name in ("x", "edge_index", "y") if getattr(data, name, None) is None]
+    if missing:
+        message = (
+            f"the data is a {type(data).__name__} without {missing}, expected one whole graph such "
+            "as torch_geometric.data.Data; loaders that sample neighborhoods change degrees and "
+            "leave edges out, so that no score would be right"
+        )
+        raise TypeError(message)
+    sampled = [name for name in _SAMPLED if getattr(data, name, None) is not None]
+    if sampled:
+        message = (
+            f"the data has {sampled}: it is a sampled part of a graph, whose degrees are wrong and "
+            "whose edges are incomplete; pass the whole graph"
+        )
+        raise ValueError(message)
+    weight = getattr(data, "edge_weight", None)
+    if weight is not None and not bool((weight == 1).all()):
+        message = (
+            "the data has edge weights other than 1, expected an unweighted graph: removing an "
+            "edge is not defined apart from its weight; drop data.edge_weight if the network was "
+            "trained without it"
+        )
+        raise ValueError(message)
+
+
+def _require_uncached(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if getattr(part, "cached", False):
+            message = (
+                f"{name or 'the module'} ({type(part).__name__}) has cached=True, expected False: "
+                "it would go on using the normalization of the graph that it saw first; build it "
+                "with cached=False and load the same state_dict"
+            )
+            raise ValueError(message)
+        if part.training and "BatchNorm" in type(part).__name__:
+            message = (
+                f"{name or 'the module'} ({type(part).__name__}) is in train mode, where its batch "
+                "statistics couple all nodes, expected evaluation mode: call module.eval() first, "
+                "so that the stored statistics are what is analyzed"
+            )
+            raise ValueError(message)
