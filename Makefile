@@ -42,9 +42,13 @@ docs: $(DEV_STAMP)
 bench: oracles
 	@test -n "$(DATA)" || { echo "DATA is not set: make bench DATA=folder, with mnist/mnist_train.npz in it"; exit 2; }
 	$(BIN)/python benchmarks/labels.py --data $(DATA)
+	$(BIN)/python benchmarks/curvature.py
+	$(BIN)/python benchmarks/posterior.py
+	$(BIN)/python benchmarks/edges.py --data $(DATA)
 
 oracles: $(DEV_STAMP)
 	$(PIP) -r requirements-oracles.txt
+	$(PIP) --no-deps -r requirements-oracles-alone.txt
 	$(BIN)/python -m pip uninstall -qq -y torchvision
 
 clean:
@@ -57,7 +61,7 @@ $(BIN)/python:
 # The demo needs no development tools. Where they are installed, afterfit is too, editable: leave it so.
 $(DEMO_STAMP): pyproject.toml constraints.txt $(SOURCES) | $(BIN)/python
 	@if [ -f $(DEV_STAMP) ]; then $(MAKE) --no-print-directory $(DEV_STAMP); \
-	else echo "Installing afterfit into .venv (once)"; $(PIP) .; fi
+	else echo "Installing afterfit into .venv (once)"; $(PIP) '.[graph]'; fi
 	@touch $@
 
 $(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
