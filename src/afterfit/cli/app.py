@@ -1,4 +1,4 @@
-"""The command line: ``afterfit labels``, ``afterfit demo``, ``afterfit cite``."""
+"""The command line: ``afterfit labels``, ``edges``, ``demo`` and ``cite``."""
 
 import warnings
 from dataclasses import replace
@@ -6,13 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from afterfit.cli.console import Factory, Out, Seed, Threads, console, errors, say, set_threads
 from afterfit.cli.demo import digits, train_network
+from afterfit.cli.demo_graph import digits_graph
+from afterfit.cli.edges import edges, graph_parts, tell
 from afterfit.cli.factory import FactoryError, load_trained
 from afterfit.evaluate.threshold import budget_cut, expected_false_discovery_cut, otsu_cut
 from afterfit.influence import baselines
@@ -25,10 +26,10 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Post-hoc analysis of trained networks: which training labels are wrong.",
+    help="Post-hoc analysis of trained networks: which training labels are wrong, how sharp the "
+    "minimum is, how sure the network, and which edges of a graph hurt.",
 )
-console = Console(highlight=False, markup=False)  # identifiers may hold brackets
-errors = Console(stderr=True, highlight=False, markup=False)
+app.command()(edges)
 
 SCORES = {
     "loss": baselines.loss_scores,
@@ -39,10 +40,6 @@ SCORES = {
 }
 
 _INTERRUPTED = 130  # how typer leaves where the user pressed Ctrl-C
-
-Out = Annotated[Path, typer.Option(help="Folder of the run; a run that was killed goes on.")]
-Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")]
 
 
 def _cut(text: str) -> Any:
@@ -74,9 +71,7 @@ def _rate(text: str) -> Any:
 
 @app.command()
 def labels(
-    factory: Annotated[
-        str, typer.Argument(help="FILE.py or FILE.py:FUNCTION, returning afterfit.Trained(...).")
-    ],
+    factory: Factory,
     out: Out = Path("runs/labels"),
     method: Annotated[
         str, typer.Option(help=f"gex, gex-published, or a simple score: {', '.join(SCORES)}.")
@@ -97,7 +92,7 @@ def labels(
     threads: Threads = 0,
 ) -> None:
     """Rank the training labels by how probably they are wrong, and write a report."""
-    _set_threads(threads)
+    set_threads(threads)
     where = _cut(cut)
     if method == "gex":
         chosen: Any = GEX(
@@ -114,7 +109,7 @@ def labels(
     trained = load_trained(factory)
     if method == "gex" and budget is None:
         chosen = replace(chosen, budget=trained.epochs)
-    _tell(run_labels(trained, out, chosen, where, f"Labels of {factory}", _say), trained)
+    _tell(run_labels(trained, out, chosen, where, f"Labels of {factory}", say), trained)
 
 
 @app.command()
@@ -124,12 +119,12 @@ def demo(
     threads: Threads = 1,
 ) -> None:
     """Train a small conv net on digits with 10 % wrong labels, and find them."""
-    _set_threads(threads)
-    _say("training a conv net on 1,200 digits, 120 of them with a wrong label")
+    set_threads(threads)
+    say("training a conv net on 1,200 digits, 120 of them with a wrong label")
     trained = digits(seed)
-    run = run_labels(trained, out, GEX(seed=seed, budget=trained.epochs), title="Digits", say=_say)
+    run = run_labels(trained, out, GEX(seed=seed, budget=trained.epochs), title="Digits", say=say)
     _tell(run, trained)
-    _say("training again without the flagged samples")
+    say("training again without the flagged samples")
     kept = {"flagged removed": run.analysis.kept}
     retrained = verify(
         lambda data: train_network(data, 60, seed), trained.batches(), trained.test, kept
@@ -138,25 +133,27 @@ def demo(
         console.print(
             f"  {name}: {int(row['samples'])} samples, test accuracy {row['test_accuracy']:.3f}"
         )
+    _demo_graph(out / "graph", seed)
     console.print(f"report: {run.report}")
+
+
+def _demo_graph(out: Path, seed: int) -> None:
+    """The graph part, where PyTorch Geometric is installed."""
+    try:
+        graph, run_edges = graph_parts()
+    except FactoryError as error:
+        say(f"the graph part is left out: {error}")
+        return
+    say("training on a graph of digits, a third of whose edges are drawn at random")
+    rule = graph.Consistent(size=150)
+    trained = digits_graph(graph, seed)
+    tell(run_edges(trained, out, rule, max_rounds=8, seed=seed, title="Digits, joined", say=say))
 
 
 @app.command()
 def cite() -> None:
     """Print what to cite."""
     console.print(GEX.reference)
-
-
-def _set_threads(threads: int) -> None:
-    if threads < 0:
-        message = f"--threads is {threads}, expected 0 or more"
-        raise ValueError(message)
-    if threads:
-        torch.set_num_threads(threads)
-
-
-def _say(line: str) -> None:
-    errors.print(Text(line, style="dim"))
 
 
 def _tell(run: LabelRun, trained: Trained) -> None:

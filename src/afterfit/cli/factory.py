@@ -5,9 +5,11 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from afterfit.workflows.trained import Trained
+
+T = TypeVar("T")
 
 
 class FactoryError(Exception):
@@ -15,7 +17,17 @@ class FactoryError(Exception):
 
 
 def load_trained(spec: str) -> Trained:
+    """Call the factory of a trained network with its data."""
+    return load(spec, Trained, "afterfit.Trained(module, train, ...)")
+
+
+def load(spec: str, kind: type[T], expected: str) -> T:
     """Call the factory named ``path/to/file.py`` or ``path/to/file.py:function``.
+
+    Parameters
+    ----------
+    kind, expected
+        What it must return, as a class and in words.
 
     Raises
     ------
@@ -33,11 +45,8 @@ def load_trained(spec: str) -> Trained:
         returned = _returned(path, name)
     finally:
         sys.path.remove(str(path.resolve().parent))
-    if not isinstance(returned, Trained):
-        message = (
-            f"{path}: {name}() returned a {type(returned).__name__}, expected afterfit.Trained("
-            "module, train, ...)"
-        )
+    if not isinstance(returned, kind):
+        message = f"{path}: {name}() returned a {type(returned).__name__}, expected {expected}"
         raise FactoryError(message)
     return returned
 

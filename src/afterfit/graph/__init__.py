@@ -40,6 +40,7 @@ from afterfit.graph.rules import (
     published_patience,
 )
 from afterfit.graph.target import mean_loss, node_loss, node_output, validation_loss
+from afterfit.graph.trained import TrainedGraph
 
 __all__ = [
     "Additivity",
@@ -57,6 +58,7 @@ __all__ = [
     "Rectified",
     "Repulsive",
     "Top",
+    "TrainedGraph",
     "additivity_gap",
     "affected_nodes",
     "all_opponents",
