@@ -1,6 +1,6 @@
 # %% [markdown]
 # # Which edges of a graph hurt
-# Cora from the folder in `AFTERFIT_DATA` (`graphs/Cora/raw`), or else scikit-learn's wines, joined
+# Cora from the folder in `AFTERFIT_DATA` (`graphs/Cora/raw`), or else scikit-learn's digits, joined
 # to their nearest neighbors and to some others at random.
 # `AFTERFIT_DATA=... afterfit edges examples/edges_graph.py`.
 
@@ -11,9 +11,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from sklearn.datasets import load_wine
+from sklearn.datasets import load_digits
 from sklearn.neighbors import kneighbors_graph
-from sklearn.preprocessing import scale
 from torch import Generator, Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.datasets import Planetoid
@@ -34,20 +33,20 @@ def cora(folder: Path) -> Data:
     return data
 
 
-def wines() -> Data:
-    """178 wines, each joined to four that taste alike, and half as many edges at random."""
-    x, y = load_wine(return_X_y=True)
-    near = kneighbors_graph(scale(x), 4).tocoo()
+def digits(size: int = 800) -> Data:
+    """Digits, each joined to the four nearest of them, and half as many edges drawn at random."""
+    x, y = load_digits(return_X_y=True)
+    x, y = x[:size] / 16, y[:size]
+    near = kneighbors_graph(x, 4).tocoo()
     generator = Generator().manual_seed(0)
-    drawn = torch.randint(len(x), (2, len(near.row) // 2), generator=generator)
+    drawn = torch.randint(size, (2, len(near.row) // 2), generator=generator)
     edges = torch.cat([torch.tensor([near.row.tolist(), near.col.tolist()]), drawn], 1)
-    masks = torch.zeros(3, len(x), dtype=torch.bool)
-    for mask, part in zip(
-        masks, torch.randperm(len(x), generator=generator).tensor_split([30, 90]), strict=True
-    ):
+    masks = torch.zeros(3, size, dtype=torch.bool)
+    order = torch.randperm(size, generator=generator).tensor_split([120, 360])
+    for mask, part in zip(masks, order, strict=True):
         mask[part] = True
     return Data(
-        x=torch.tensor(scale(x)), y=torch.tensor(y), edge_index=edges,
+        x=torch.tensor(x), y=torch.tensor(y), edge_index=edges,
         train_mask=masks[0], val_mask=masks[1], test_mask=masks[2],
     )  # fmt: skip
 
@@ -76,7 +75,7 @@ def train(data: Data, edge_index: Tensor) -> nn.Module:
 def factory() -> graph.TrainedGraph:
     """SGC on the graph, with how to train it again on another one."""
     folder = os.environ.get("AFTERFIT_DATA")
-    data = wines() if folder is None else cora(Path(folder))
+    data = digits() if folder is None else cora(Path(folder))
     edges = graph.union(data.edge_index, data.num_nodes).edge_index()
     return graph.TrainedGraph(
         train(data, edges), data, WEIGHT_DECAY, lambda edge_index, _: train(data, edge_index)

@@ -206,7 +206,7 @@ def mixed_sources(folder: Path, seed: int) -> list[Check]:
     problem = Problem.from_module(network, Categorical())
     train, query = Batches((inputs, targets), 512), Batches((images[rest], labels[rest]), 512)
     stream = TrainingStream(train, 128, networks.shift(3, "constant"))
-    found = GEX(seed=seed, learning_rate=0.1).fit(problem, train, stream)
+    found = GEX(seed=seed).fit(problem, train, stream)
     plain = GradientDot().fit(problem, train).scores(query).mean(0)
     uncentered = LossCovariance(
         found.method.sampler, "members", move=secant, moment=second_moment,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from afterfit.report.svg import CLEAN, INK, WRONG, inline_svg, styled
@@ -29,6 +30,7 @@ def additivity_plot(kinds: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> str:
         for color, (name, (sums, groups)) in zip((WRONG, CLEAN), kinds.items(), strict=False):
             axes.scatter(np.asarray(sums), np.asarray(groups), s=16, color=color, label=name)
         axes.set(xlabel="sum of the two influences", ylabel="influence of the pair")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.legend(loc="upper left")
         return inline_svg(figure, "Pairs of edges", description + ".")
 
