@@ -85,7 +85,7 @@ def geometric_scale(problem: Problem, data: Batches) -> Tensor:
     operator = kfac(problem, data)
     for block, where in zip(operator.blocks, operator.parts(), strict=True):
         if isinstance(block, KroneckerBlock):
-            scale[where] = torch.outer(block.rows, block.columns).flatten()
+            scale[where] = (torch.outer(block.rows, block.columns) * block.signs).flatten()
     return scale
 
 

@@ -103,10 +103,10 @@ def _(
         block.input_vectors,
         torch.ones_like(block.output_vectors[0]),
         stds.to(prior),
-        None if absolute else scale.view(shape),
+        None if absolute else scale.view(shape) * block.signs,
     )
     values = nonnegative(block.values.flatten(), block.dtype) * prior.square()
-    return part, values, prior
+    return part, values, prior * block.signs.flatten()
 
 
 def _per_column(prior: Float[Tensor, "O I"], names: tuple[str, ...]) -> Float[Tensor, " I"]:
