@@ -14,6 +14,7 @@ from afterfit.curvature.layer_jacobians import (
     layer_jacobians,
 )
 from afterfit.curvature.scale import g_prior_scale, grouped_scale, rank_one
+from afterfit.curvature.trace import estimate_ggn_trace, estimate_squared_jacobian_trace
 
 __all__ = [
     "Curvature",
@@ -26,6 +27,8 @@ __all__ = [
     "RowsPart",
     "diagonal",
     "ekfac",
+    "estimate_ggn_trace",
+    "estimate_squared_jacobian_trace",
     "expand",
     "g_prior_scale",
     "ggn",

@@ -116,7 +116,7 @@ def pulled_columns(trace: Trace, columns: Float[Tensor, "B C R"]) -> Iterator[tu
 
 def add_squares(trace: Trace, pulled: Sequence[Tensor], total: Float[Tensor, " P"]) -> None:
     """Add the squared gradients of all calls, each pulled back along several columns (K, B, …)."""
-    tied = _used_again(trace.calls)
+    tied = shared_names(trace.calls)
     for call, entered, g in zip(trace.calls, trace.activations, pulled, strict=True):
         if not any(slot.name in tied for slot in call.slots):
             call.add_squares(entered, g, total)
@@ -143,7 +143,7 @@ def joined_gradients(
     yield from sums.values()
 
 
-def _used_again(calls: tuple[Call, ...]) -> frozenset[str]:
+def shared_names(calls: tuple[Call, ...]) -> frozenset[str]:
     """Names of parameters that more than one call uses."""
     counts = Counter(slot.name for call in calls for slot in call.slots)
     return frozenset(name for name, count in counts.items() if count > 1)

@@ -72,6 +72,10 @@ class Call(ABC):
         axes.
         """
 
+    @abstractmethod
+    def squared_norms(self, entered: Tensor, pulled: Tensor, weights: Tensor) -> Tensor:
+        """Sums of the squares of each gradient (K, B), entries weighted by a flat vector (P,)."""
+
 
 @final
 @dataclass(frozen=True)
@@ -121,6 +125,24 @@ class Multiply(Call):
             for some_a, some_g in zip(a.split(chunk), column.split(chunk), strict=True):
                 into.add_(_outer(some_a, some_g).square().sum(0))
 
+    def squared_norms(self, entered: Tensor, pulled: Tensor, weights: Tensor) -> Tensor:
+        g = self.channels(pulled.flatten(0, 1)).unflatten(0, pulled.shape[:2])
+        norms = g.new_zeros(g.shape[:2])
+        if self.bias is not None:
+            norms = (g.sum(2).square() * self.bias.of(weights)).sum((2, 3))
+        if self.weight is None:
+            return norms
+        a, factor = self.patches(entered), self.weight.of(weights)
+        if g.shape[2] == 1:
+            through = torch.einsum("kbgo,goi->kbgi", g[:, :, 0].square(), factor)
+            return norms + (through * a[:, 0].square()).sum((2, 3))
+        chunk = max(1, _ENTRIES_AT_ONCE // prod(self.weight.size))
+        for column, row in zip(g, norms, strict=True):
+            parts = zip(a.split(chunk), column.split(chunk), row.split(chunk), strict=True)
+            for some_a, some_g, part in parts:
+                part += (_outer(some_a, some_g).square() * factor).sum((1, 2, 3))
+        return norms
+
 
 def _outer(a: Tensor, g: Tensor) -> Tensor:
     """Sums over positions of outer products: (B, S, G, I) and (B, S, G, O) give (B, G, O, I)."""
@@ -163,6 +185,13 @@ class Broadcast(Call):
         for column in pulled:
             for slot, rows in self.gradients(entered, column):
                 slot.of(total).add_(rows.square().sum(0))
+
+    def squared_norms(self, entered: Tensor, pulled: Tensor, weights: Tensor) -> Tensor:
+        norms = pulled.new_zeros(pulled.shape[:2])
+        for column, row in zip(pulled, norms, strict=True):
+            for slot, rows in self.gradients(entered, column):
+                row += (rows.square() * slot.of(weights)).flatten(1).sum(1)
+        return norms
 
 
 def _sum_to(rows: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -208,6 +237,15 @@ class Look(Call):
             sums = _summed_by(where, column.reshape(-1, width)[kept])
             into.index_add_(0, keys % size, sums.square().to(into.dtype))
 
+    def squared_norms(self, entered: Tensor, pulled: Tensor, weights: Tensor) -> Tensor:
+        size, width = self.table.size
+        keys, where, kept = self._looked_up(entered)
+        norms, factor = pulled.new_zeros(pulled.shape[:2]), self.table.of(weights)[keys % size]
+        for column, row in zip(pulled, norms, strict=True):
+            sums = _summed_by(where, column.reshape(-1, width)[kept])
+            row.index_add_(0, keys // size, (sums.square() * factor).sum(1))
+        return norms
+
     def _looked_up(self, entered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pairs of sample and row, which pair each look-up belongs to, and which count."""
         index = entered.reshape(len(entered), -1)
@@ -219,6 +257,6 @@ class Look(Call):
 
 
 def _summed_by(group: Tensor, rows: Tensor) -> Tensor:
-    """Sum the rows of each group."""
+    """Sum the rows of each group, which are numbered without gaps."""
     num = int(group.max()) + 1 if len(group) else 0
     return rows.new_zeros(num, rows.shape[1]).index_add_(0, group, rows)

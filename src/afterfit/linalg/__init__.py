@@ -1,7 +1,20 @@
 """Operators, solvers and estimates that know of no network."""
 
 from afterfit.linalg.estimate import Estimate
+from afterfit.linalg.krylov import Hessenberg, Krylov, RitzPairs, arnoldi, lanczos, ritz_pairs
 from afterfit.linalg.operator import Congruence, Kind, LinearOperator, Product, Scaled, Sum
+from afterfit.linalg.quadrature import SLQ, estimate_logdet, estimate_spectral_sum
+from afterfit.linalg.solvers import (
+    CG,
+    Cholesky,
+    Eigh,
+    Neumann,
+    Solution,
+    Solver,
+    Woodbury,
+    solve,
+)
+from afterfit.linalg.spectrum import spectrum
 from afterfit.linalg.structured import (
     BlockDiagonal,
     Dense,
@@ -10,19 +23,51 @@ from afterfit.linalg.structured import (
     Kronecker,
     LowRank,
 )
+from afterfit.linalg.trace import (
+    Hutchinson,
+    HutchPlusPlus,
+    TraceEstimator,
+    XTrace,
+    estimate_trace,
+    trace,
+)
 
 __all__ = [
+    "CG",
+    "SLQ",
     "BlockDiagonal",
+    "Cholesky",
     "Congruence",
     "Dense",
     "Diagonal",
+    "Eigh",
     "Estimate",
     "FunctionOperator",
+    "Hessenberg",
+    "HutchPlusPlus",
+    "Hutchinson",
     "Kind",
     "Kronecker",
+    "Krylov",
     "LinearOperator",
     "LowRank",
+    "Neumann",
     "Product",
+    "RitzPairs",
     "Scaled",
+    "Solution",
+    "Solver",
     "Sum",
+    "TraceEstimator",
+    "Woodbury",
+    "XTrace",
+    "arnoldi",
+    "estimate_logdet",
+    "estimate_spectral_sum",
+    "estimate_trace",
+    "lanczos",
+    "ritz_pairs",
+    "solve",
+    "spectrum",
+    "trace",
 ]

@@ -11,6 +11,12 @@ Apply = Callable[[Float[Tensor, " P"]], Float[Tensor, " P"]]
 """Product of a symmetric matrix with a flat vector."""
 
 
+Enough = Callable[[Float[Tensor, "K K"], float], bool]
+"""Whether a tridiagonal matrix and the coupling to the next vector are enough."""
+
+_ROWS_AT_FIRST = 32
+
+
 class Krylov(NamedTuple):
     """An orthonormal basis, and the operator as it acts within it.
 
@@ -27,6 +33,25 @@ class Krylov(NamedTuple):
 
     basis: Float[Tensor, "P K"]
     tridiagonal: Float[Tensor, "K K"]
+    residual: float
+
+
+class Hessenberg(NamedTuple):
+    """An orthonormal basis, and any operator as it acts within it.
+
+    Attributes
+    ----------
+    basis
+        Orthonormal columns (P, K); K is smaller than what was asked for where the space is
+        exhausted.
+    matrix
+        ``basisᵀ A basis`` (K, K), float64, with zeros below the first subdiagonal.
+    residual
+        The coupling to the next vector that was not taken; 0 where the space is invariant.
+    """
+
+    basis: Float[Tensor, "P K"]
+    matrix: Float[Tensor, "K K"]
     residual: float
 
 
@@ -48,13 +73,21 @@ class RitzPairs(NamedTuple):
     residuals: Float[Tensor, " K"]
 
 
-def lanczos(apply: Apply, start: Float[Tensor, " P"], num_steps: int) -> Krylov:
+def lanczos(
+    apply: Apply, start: Float[Tensor, " P"], num_steps: int, enough: Enough | None = None
+) -> Krylov:
     """Build the Krylov space of ``start, A start, A² start, …`` by ``num_steps`` products.
 
     Every new vector is made orthogonal to all earlier ones, twice ("twice is enough", Parlett 1998,
     "The symmetric eigenvalue problem", section 6.9), so that no eigenvalue appears more than once.
     The iteration stops early where the coupling to the next vector falls below ``ε^¾`` of the
     operator's size (ε of the vectors' type): what would follow is rounding error.
+
+    Parameters
+    ----------
+    enough
+        Looks at the tridiagonal matrix and the coupling after each product, and says whether to
+        stop before ``num_steps``.
 
     Raises
     ------
@@ -65,12 +98,15 @@ def lanczos(apply: Apply, start: Float[Tensor, " P"], num_steps: int) -> Krylov:
     """
     _require_direction(start, num_steps)
     steps = min(num_steps, len(start))
-    rows = start.new_zeros(steps, len(start))
+    rows = start.new_empty(min(steps, _ROWS_AT_FIRST), len(start))
     diagonal: list[float] = []
     couplings: list[float] = []
     vector = start / start.norm()
     while True:
         step = len(diagonal)
+        if step == len(rows):
+            more = rows.new_empty(min(step, steps - step), len(start))
+            rows = torch.cat([rows, more])
         rows[step] = vector
         image = _checked(apply(vector), vector)
         diagonal.append(float(vector.double() @ image.double()))
@@ -81,10 +117,46 @@ def lanczos(apply: Apply, start: Float[Tensor, " P"], num_steps: int) -> Krylov:
         exhausted = coupling <= torch.finfo(start.dtype).eps ** 0.75 * size or coupling == 0
         if exhausted or len(diagonal) == steps:
             break
+        if enough is not None and enough(_tridiagonal(diagonal, couplings), coupling):
+            break
         couplings.append(coupling)
         vector = image / coupling
     residual = 0.0 if exhausted else coupling
     return Krylov(rows[: len(diagonal)].mT, _tridiagonal(diagonal, couplings), residual)
+
+
+def arnoldi(apply: Apply, start: Float[Tensor, " P"], num_steps: int) -> Hessenberg:
+    """Build the Krylov space of an operator that need not be symmetric.
+
+    As :func:`lanczos`, with the whole column of couplings kept.
+
+    References
+    ----------
+    Arnoldi (1951), "The principle of minimized iterations in the solution of the matrix eigenvalue
+    problem", Quarterly of Applied Mathematics 9(1).
+    """
+    _require_direction(start, num_steps)
+    steps = min(num_steps, len(start))
+    rows = start.new_zeros(steps, len(start))
+    matrix = torch.zeros(steps, steps, dtype=torch.float64)
+    vector, step = start / start.norm(), 0
+    while True:
+        rows[step] = vector
+        image, known = _checked(apply(vector), vector), rows[: step + 1]
+        size = float(image.norm())
+        for _ in range(2):
+            parts = known @ image
+            image = image - known.mT @ parts
+            matrix[: step + 1, step] += parts.double().cpu()
+        coupling = float(image.norm())
+        exhausted = coupling <= torch.finfo(start.dtype).eps ** 0.75 * size or coupling == 0
+        step += 1
+        if exhausted or step == steps:
+            break
+        matrix[step, step - 1] = coupling
+        vector = image / coupling
+    residual = 0.0 if exhausted else coupling
+    return Hessenberg(rows[:step].mT, matrix[:step, :step], residual)
 
 
 def ritz_pairs(krylov: Krylov, num_pairs: int) -> RitzPairs:
