@@ -154,14 +154,15 @@ def pac_bayes_bound(
     basis = kernel_basis(problem, held_out)
     found = outputs(problem, held_out).double()
     classes = class_indices(held_out.targets().to(found.device), found.shape[1])
-    projections = basis.vectors.mT @ center(found, classes).flatten()
+    residual = center(found, classes)
+    projections = basis.vectors.mT @ residual.flatten()
     parts = []
     for scale in scales:
         divergence = Divergence(
             bias_term(basis.eigenvalues, projections, scale),
             sharpness_term(basis.eigenvalues, scale),
         )
-        errors = _share_of_errors(basis, projections, found, classes, scale, num_draws, generator)
+        errors = gibbs_errors(basis, residual, found, classes, scale, num_draws, generator)
         parts.append(_Part(scale, divergence, errors, num_draws * len(found)))
     return _least(parts, held_out.num_samples, delta, form)
 
@@ -241,9 +242,9 @@ def _least(parts: Sequence[_Part], num_samples: int, delta: float, form: Form) -
     return min(certificates, key=lambda certificate: certificate.bound)
 
 
-def _share_of_errors(
+def gibbs_errors(
     basis: KernelBasis,
-    projections: Float[Tensor, " R"],
+    residual: Float[Tensor, "N C"],
     found: Float[Tensor, "N C"],
     classes: Int[Tensor, " N"],
     scales: Scales,
@@ -253,6 +254,7 @@ def _share_of_errors(
     """Share of wrong predictions among draws of each sample's outputs from the posterior."""
     prior, noise = scales.prior**2, scales.noise**2
     kept = prior * basis.eigenvalues / (prior * basis.eigenvalues + noise)
+    projections = basis.vectors.mT @ residual.flatten()
     mean = found + (basis.vectors @ (kept * projections)).view_as(found)
     roots = (basis.vectors * (noise * kept).sqrt()).view(*found.shape, -1)
     values, vectors = torch.linalg.eigh(roots @ roots.mT)

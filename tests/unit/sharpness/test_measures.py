@@ -86,7 +86,8 @@ def test_estimates_lie_within_their_errors_of_the_exact_values(case: Case, gener
             exact(case.problem, case.data),
             estimated(case.problem, case.data, 50, generator),
         )
-        assert abs(found.total - truly.total) < 5 * found.stderr
+        rounding = 1e-9 * truly.total  # all that is left where probes have no variance
+        assert abs(found.total - truly.total) < 5 * found.stderr + rounding
         assert (found.name, found.invariant_to) == (truly.name, truly.invariant_to)
         assert found.num_probes == 50
 
