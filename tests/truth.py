@@ -6,6 +6,7 @@ an error there cannot hide in both sides of a comparison. Flat vectors and matri
 of ``problem.params``. Matrices are sums over samples.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import singledispatch
@@ -13,7 +14,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor, distributions
+from torch import Generator, Tensor, distributions, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from afterfit.problem import (
@@ -237,3 +239,52 @@ def laplace_draws(
     lower = torch.linalg.cholesky(precision)
     noise = torch.randn(len(mean), num, dtype=mean.dtype, generator=generator)
     return mean + torch.linalg.solve_triangular(lower.T, noise, upper=True).T
+
+
+def kronecker_factors(
+    module: nn.Module, layer: str, problem: Problem, data: Batches, reduced: bool
+) -> tuple[Float[Tensor, "O O"], Float[Tensor, "I I"]]:
+    """Factors G and A of one layer of a module with the parameters of a problem, by loops.
+
+    G sums over samples, columns of a root of the output Hessian, and positions; A is a mean over
+    samples and positions. Reduced, the positions of a sample are averaged (in A) or summed (in G)
+    first.
+    """
+    network = copy.deepcopy(module).eval()
+    part, seen = network.get_submodule(layer), []
+    part.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    left = right = torch.zeros((), dtype=torch.float64)
+    count = 0
+    for (x, _), curvature in zip(samples(data), output_hessian(problem, data), strict=True):
+        seen.clear()
+        out = network(x)[0]
+        values, vectors = torch.linalg.eigh(curvature)
+        columns = vectors * values.clamp_min(0).sqrt()
+        rows = torch.cat([input_rows(part, inputs) for inputs, _ in seen])
+        rows = rows.mean(0, keepdim=True) if reduced else rows
+        right, count = right + rows.T @ rows, count + len(rows)
+        for column in columns.T:
+            found = torch.autograd.grad(out @ column, [o for _, o in seen], retain_graph=True)
+            pulled = torch.cat([output_rows(part, g) for g in found])
+            pulled = pulled.sum(0, keepdim=True) if reduced else pulled
+            left = left + pulled.T @ pulled
+    return left.detach(), right.detach() / count
+
+
+def input_rows(part: nn.Module, inputs: Tensor) -> Float[Tensor, "S I"]:
+    """What a layer multiplies at each position of one sample, with a one where it has a bias."""
+    if isinstance(part, nn.Conv2d):
+        patches = functional.unfold(
+            inputs, part.kernel_size, part.dilation, part.padding, part.stride
+        )
+        rows = patches[0].T
+    else:
+        rows = inputs.reshape(-1, inputs.shape[-1])
+    return rows if part.bias is None else torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
+
+
+def output_rows(part: nn.Module, pulled: Tensor) -> Float[Tensor, "S O"]:
+    """Gradient at the output of a layer at each position of one sample."""
+    if isinstance(part, nn.Conv2d):
+        return pulled[0].flatten(1).T
+    return pulled.reshape(-1, pulled.shape[-1])

@@ -2,16 +2,32 @@
 
 import pytest
 import torch
+from torch import Generator
 from torch.testing import assert_close
 
-from afterfit.curvature import diagonal, ggn, jacobian, ntk, squared_jacobian
+from afterfit.curvature import (
+    diagonal,
+    empirical_fisher,
+    fisher,
+    ggn,
+    hessian,
+    jacobian,
+    ntk,
+    squared_jacobian,
+)
 from afterfit.problem import connectivity, restrict
 from tests import truth
 from tests.cases import CASES, Case, make_case, make_data, name_of, parts_of, select
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 CURVED = tuple(case for case in CASES if not case.name.endswith("per-sample"))
-CURVATURES = {"ggn": ggn, "diagonal": diagonal}
+DRAWN = tuple(case for case in CURVED if case.name.startswith(("mlp", "cnn")))
+CURVATURES = {
+    "ggn": ggn,
+    "diagonal": diagonal,
+    "hessian": hessian,
+    "empirical-fisher": empirical_fisher,
+}
 EVERY = pytest.mark.parametrize("curvature", CURVATURES)
 
 
@@ -44,6 +60,33 @@ def test_the_ggn_equals_its_definition(case: Case):
     operator = ggn(case.problem, case.data)
     assert operator.psd
     assert_close(operator.to_dense(), truth.ggn(case.problem, case.data), **EXACT)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_the_hessian_equals_its_definition(case: Case):
+    expected = truth.hessian(case.problem, case.data)
+    assert_close(hessian(case.problem, case.data).to_dense(), expected, **EXACT)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_the_empirical_fisher_equals_its_definition(case: Case):
+    expected = truth.empirical_fisher(case.problem, case.data)
+    assert_close(empirical_fisher(case.problem, case.data).to_dense(), expected, **EXACT)
+
+
+@pytest.mark.parametrize("case", DRAWN, ids=name_of)
+def test_drawn_targets_give_the_ggn_on_average(case: Case):
+    num = 400
+    generator = Generator().manual_seed(0)
+    vector = torch.randn(case.problem.num_params, dtype=torch.float64, generator=generator)
+    expected = float(vector @ truth.ggn(case.problem, case.data) @ vector)
+    found = [
+        float(vector @ (fisher(num // 20, generator)(case.problem, case.data) @ vector))
+        for _ in range(20)
+    ]
+    stderr = torch.tensor(found).std() / 20**0.5
+    assert abs(sum(found) / 20 - expected) < 5 * float(stderr)
+    assert float(stderr) < 0.3 * expected
 
 
 @pytest.mark.parametrize("case", CURVED, ids=name_of)

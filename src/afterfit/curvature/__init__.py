@@ -4,7 +4,9 @@ from afterfit.curvature.blocks import DiagonalBlock, EigenBlock, KroneckerBlock,
 from afterfit.curvature.diagonal import diagonal, squared_jacobian
 from afterfit.curvature.ekfac import ekfac
 from afterfit.curvature.factors import expand, reduce
+from afterfit.curvature.fisher import empirical_fisher, fisher
 from afterfit.curvature.ggn import ggn
+from afterfit.curvature.hessian import hessian
 from afterfit.curvature.jacobian import jacobian, jacobian_rows, ntk
 from afterfit.curvature.kfac import Curvature, kfac
 from afterfit.curvature.layer_jacobians import (
@@ -27,12 +29,15 @@ __all__ = [
     "RowsPart",
     "diagonal",
     "ekfac",
+    "empirical_fisher",
     "estimate_ggn_trace",
     "estimate_squared_jacobian_trace",
     "expand",
+    "fisher",
     "g_prior_scale",
     "ggn",
     "grouped_scale",
+    "hessian",
     "jacobian",
     "jacobian_rows",
     "kfac",

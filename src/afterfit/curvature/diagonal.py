@@ -144,6 +144,7 @@ def joined_gradients(
 
 
 def shared_names(calls: tuple[Call, ...]) -> frozenset[str]:
-    """Names of parameters that more than one call uses."""
+    """Names of parameters that more than one call uses, and of all others in such calls."""
     counts = Counter(slot.name for call in calls for slot in call.slots)
-    return frozenset(name for name, count in counts.items() if count > 1)
+    names = [{slot.name for slot in call.slots} for call in calls]
+    return frozenset().union(*(some for some in names if any(counts[n] > 1 for n in some)))

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from afterfit.curvature.blocks import EigenBlock
-from afterfit.curvature.diagonal import flat_scale
+from afterfit.curvature.diagonal import diagonal, flat_scale
 from afterfit.curvature.factors import Sharing, expand, factors, pulled_traces, stacked
 from afterfit.curvature.kfac import (
     Curvature,
@@ -21,6 +21,7 @@ from afterfit.problem.data import Batches
 from afterfit.problem.problem import Problem
 
 _ENTRIES_AT_ONCE = 2**25
+_OF_THE_DIAGONAL, _TINY = 1e-4, 1e-300
 
 
 def ekfac(
@@ -31,7 +32,9 @@ def ekfac(
     Among all matrices that are diagonal in that basis it is the closest to the block. In relative
     coordinates the basis comes from the factors with the scale of rank one, and the second moments
     from gradients with the full scale: nothing is approximated but the basis, and both ignore
-    rescalings of units. Two passes over the data.
+    rescalings of units. Directions on which the factors are silent would there have any basis, so
+    0.01 % of the exact diagonal of the block is added to each factor before its eigenvectors are
+    taken. Two passes over the data, three in relative coordinates.
 
     Parameters, errors: as for :func:`kfac`.
 
@@ -44,13 +47,15 @@ def ekfac(
     sums = factors(layered, data, sharing)
     scale = flat_scale(layered)
     places = {u: u.positions(layered.num_params).to(problem.device) for u in sums.units}
+    exact = _exact_diagonal(layered, data)
     bases: dict[Unit, tuple[Tensor, Tensor]] = {}
     for unit, left, right in zip(sums.units, sums.outputs, sums.inputs, strict=True):
         rows, columns = rank_one(scale[places[unit]])
-        bases[unit] = (
-            _eigenvectors(rows[:, None] * left * rows).to(problem.dtype),
-            _eigenvectors(columns[:, None] * right * columns).to(problem.dtype),
-        )
+        known = _is_product(scale[places[unit]], rows, columns)
+        part = exact[places[unit]] * (0 if known else 1)
+        pairs = ((left, rows, part.sum(1)), (right, columns, part.sum(0)))
+        outer, inner = (_eigenvectors(way[:, None] * f * way, of) for f, way, of in pairs)
+        bases[unit] = outer.to(problem.dtype), inner.to(problem.dtype)
     values = {
         unit: torch.zeros(where.shape, dtype=torch.float64, device=problem.device)
         for unit, where in places.items()
@@ -77,8 +82,24 @@ def _is_scaled(problem: Problem, unit: Unit) -> bool:
     return not scale.keys().isdisjoint(unit.names)
 
 
-def _eigenvectors(factor: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    return torch.linalg.eigh((factor + factor.mT) / 2).eigenvectors
+def _is_product(scale: Tensor, rows: Tensor, columns: Tensor) -> bool:
+    """Whether a scale is of rank one, so that the factors are silent where the gradients are."""
+    product = rows[:, None] * columns
+    return torch.allclose(scale.abs(), product, rtol=1e-5, atol=0.0)
+
+
+def _exact_diagonal(problem: Problem, data: Batches) -> Float[Tensor, " P"]:
+    """Diagonal of the matrix in relative coordinates; zeros in those that are absolute."""
+    if problem.coordinates is None or not problem.coordinates.scale:
+        return torch.zeros(problem.num_params, dtype=torch.float64, device=problem.device)
+    return diagonal(problem, data).entries.double()
+
+
+def _eigenvectors(factor: Float[Tensor, "n n"], exact: Float[Tensor, " n"]) -> Float[Tensor, "n n"]:
+    """Eigenvectors of a factor, made definite by a little of the diagonal where that is given."""
+    strength = _OF_THE_DIAGONAL * factor.trace() / exact.sum().clamp_min(_TINY)
+    definite = (factor + factor.mT) / 2 + strength * exact.to(factor).diag()
+    return torch.linalg.eigh(definite).eigenvectors
 
 
 def second_moments(

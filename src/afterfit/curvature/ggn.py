@@ -8,7 +8,7 @@ from torch import Tensor
 from afterfit.linalg.operator import Kind
 from afterfit.linalg.structured import FunctionOperator
 from afterfit.problem._autodiff import over_columns, sandwich
-from afterfit.problem.data import Batches
+from afterfit.problem.data import Batch, Batches
 from afterfit.problem.persample import flatten, unflatten
 from afterfit.problem.problem import Problem, move
 from afterfit.typing import Params
@@ -38,7 +38,9 @@ def ggn(problem: Problem, data: Batches) -> FunctionOperator:
     method", JMLR 21(146).
     """
 
-    def batch_product(inputs: object, _: Tensor) -> Product:
+    def batch_product(batch: Batch) -> Product:
+        inputs = move(batch.inputs, problem.device)
+
         def forward(params: Params) -> Tensor:
             return problem.forward(params, inputs)
 
@@ -54,7 +56,7 @@ def ggn(problem: Problem, data: Batches) -> FunctionOperator:
 def summed_over_batches(
     problem: Problem,
     data: Batches,
-    batch_product: Callable[[object, Tensor], Product],
+    batch_product: Callable[[Batch], Product],
     psd: bool,
 ) -> FunctionOperator:
     """Make an operator whose products add up those of all batches."""
@@ -62,8 +64,7 @@ def summed_over_batches(
     def function(columns: Tensor) -> Tensor:
         total = torch.zeros_like(columns)
         for batch in data:
-            inputs, targets = move(batch.inputs, problem.device), batch.targets.to(problem.device)
-            product = batch_product(inputs, targets)
+            product = batch_product(batch)
             for chosen in torch.arange(columns.shape[1]).split(_COLUMNS_AT_ONCE):
                 total[:, chosen] += _mapped(product, columns[:, chosen])
         return total

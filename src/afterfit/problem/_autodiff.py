@@ -44,6 +44,11 @@ def gradient(function: ScalarOfParams, at: Params, *arguments: Any) -> dict[str,
         return cast(dict[str, Tensor], torch.func.grad(function)(dict(at), *arguments))
 
 
+def output_gradient(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """Gradient of a scalar function of one tensor."""
+    return cast(Tensor, torch.func.grad(function)(at))
+
+
 def hessian_product(
     function: Callable[[Params], Tensor], at: Params, along: Params
 ) -> dict[str, Tensor]:
