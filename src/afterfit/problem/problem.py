@@ -89,7 +89,7 @@ class Problem:
             raise ValueError(message)
         _require_finite(params)
         buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
-        evaluating, training = _quiet_copy(module).eval(), _quiet_copy(module).train()
+        evaluating, training = quiet_copy(module).eval(), quiet_copy(module).train()
         for network in (evaluating, training):
             network.requires_grad_(requires_grad=False)
         forward = _call(evaluating)
@@ -127,7 +127,7 @@ class Problem:
         return sum(int((scale[name] == 0).sum()) for name in self.params if name in scale)
 
 
-def _quiet_copy(module: nn.Module) -> nn.Module:
+def quiet_copy(module: nn.Module) -> nn.Module:
     """Copy a module without the hooks that the user put on it, which are not ours to run."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     computed = {
@@ -156,8 +156,8 @@ def _call(network: nn.Module) -> Forward:
     def forward(params: Params, inputs: Inputs) -> Tensor:
         _require_known(params, known)
         lent = {name: b.clone() for name, b in buffers.items() if name not in params}
-        arguments, keywords = _as_arguments(inputs)
-        return _as_outputs(_lend(network, {**lent, **params}, arguments, keywords))
+        arguments, keywords = as_arguments(inputs)
+        return as_outputs(_lend(network, {**lent, **params}, arguments, keywords))
 
     return forward
 
@@ -185,7 +185,8 @@ def _require_known(params: Params, known: frozenset[str]) -> None:
         raise ValueError(message)
 
 
-def _as_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def as_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Say how a network is called with these inputs: by position and by name."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     if isinstance(inputs, tuple):
@@ -193,7 +194,7 @@ def _as_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (inputs,), {}
 
 
-def _as_outputs(returned: Any) -> Tensor:
+def as_outputs(returned: Any) -> Tensor:
     """Find the tensor of outputs in what the network returned."""
     if isinstance(returned, Tensor):
         return returned

@@ -1,0 +1,343 @@
+"""All ways in which a given network can be changed without changing its function."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal, final, get_args
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_map
+
+from afterfit.problem import Batches, Gaussian, Problem
+from afterfit.problem.problem import move
+from afterfit.sharpness.rescaling import (
+    adapt_epsilon,
+    change_of_outputs,
+    evaluate,
+    mix_units,
+    permute_units,
+    private_copy,
+    scale_units,
+    tensors_of,
+    verify,
+    without_epsilon,
+)
+from afterfit.sharpness.symmetry import (
+    Part,
+    Symmetry,
+    epsilon_of,
+    find_scalings,
+    generic,
+    scalable,
+)
+from afterfit.typing import Inputs
+
+Change = Literal[
+    "layer", "node", "normalization", "affine", "query-key", "sign", "permutation", "mixing"
+]
+CHANGES: tuple[Change, ...] = get_args(Change)
+"""
+``layer``: all units of a layer by one factor, or whole tensors of a residual stream;
+``node``: each unit or channel by its own; ``normalization``: weights before a BatchNorm with its
+buffers; ``affine``: scale and shift of a normalization, undone by what reads it; ``query-key``:
+queries times a, keys divided by a; ``sign``: odd units; ``permutation``: of units; ``mixing``:
+linear combinations of units between which everything is linear, no diagonal rescaling.
+"""
+
+TOLERANCE = 1e-8
+_PREVIEW = 8
+
+
+@final
+@dataclass(frozen=True)
+class Freedom:
+    """One verified way to change a network.
+
+    Attributes
+    ----------
+    kind
+        What is done to the units.
+    symmetry
+        Which units, and what each owns.
+    """
+
+    kind: Change
+    symmetry: Symmetry
+
+    def change(self, network: nn.Module, spread: float, generator: Generator) -> nn.Module:
+        """Change a network at random: factors are log-normal with standard deviation `spread`."""
+        return _APPLY[self.kind](network, self.symmetry, spread, generator)
+
+    def __str__(self) -> str:
+        if self.kind not in ("permutation", "mixing", "sign"):
+            return f"{self.kind}: {self.symmetry}"
+        places = ", ".join(part.place for part in self.symmetry.parts)
+        return f"{self.kind}: {self.symmetry.size} units: {places}"
+
+
+def _scale(network: nn.Module, of: Symmetry, spread: float, generator: Generator) -> nn.Module:
+    draw = torch.randn(of.size, dtype=torch.float64, generator=generator)
+    return scale_units(network, of, (spread * draw).exp())
+
+
+def _scale_all(network: nn.Module, of: Symmetry, spread: float, generator: Generator) -> nn.Module:
+    draw = torch.randn(1, dtype=torch.float64, generator=generator)
+    return scale_units(network, of, (spread * draw).exp().expand(of.size))
+
+
+def _flip(network: nn.Module, of: Symmetry, _: float, generator: Generator) -> nn.Module:
+    heads = torch.randint(2, (of.size,), generator=generator).double()
+    heads[0] = 0  # at least one unit is flipped
+    return scale_units(network, of, 2 * heads - 1)
+
+
+def _permute(network: nn.Module, of: Symmetry, _: float, generator: Generator) -> nn.Module:
+    order = torch.randperm(of.size, generator=generator)
+    moved = order.roll(1) if torch.equal(order, torch.arange(of.size)) else order
+    return permute_units(network, of, moved)
+
+
+def _mix(network: nn.Module, of: Symmetry, spread: float, generator: Generator) -> nn.Module:
+    """Mix neighbors: they belong to one head."""
+    blocks = torch.randn(of.size // 2, 2, 2, dtype=torch.float64, generator=generator)
+    blocks = torch.eye(2, dtype=torch.float64) + min(spread, 1.0) * 0.5 * blocks
+    return mix_units(network, of, torch.block_diag(*blocks))
+
+
+_APPLY: dict[Change, Callable[[nn.Module, Symmetry, float, Generator], nn.Module]] = {
+    "layer": _scale_all,
+    "node": _scale,
+    "normalization": _scale,
+    "affine": _scale,
+    "query-key": _scale,
+    "sign": _flip,
+    "permutation": _permute,
+    "mixing": _mix,
+}
+
+
+@final
+@dataclass(frozen=True)
+class Architecture:
+    """A network with all that can be done to it.
+
+    Attributes
+    ----------
+    network
+        A private copy in float64 and eval mode.
+    freedoms
+        Verified on `inputs`.
+    inputs
+        Samples on which each change is verified again.
+    """
+
+    network: nn.Module
+    freedoms: tuple[Freedom, ...]
+    inputs: Inputs
+
+    @property
+    def kinds(self) -> tuple[Change, ...]:
+        """Kinds of which there is at least one."""
+        there = {freedom.kind for freedom in self.freedoms}
+        return tuple(kind for kind in CHANGES if kind in there)
+
+    def changed(self, kind: Change, spread: float | int, generator: Generator) -> nn.Module:
+        """Apply every freedom of a kind at random, and verify that the function is the same.
+
+        Raises
+        ------
+        ValueError
+            If there is none of the kind, or the outputs changed.
+        """
+        chosen = [freedom for freedom in self.freedoms if freedom.kind == kind]
+        if not chosen:
+            message = f"the network admits no change of kind {kind!r}; it admits {self.kinds}"
+            raise ValueError(message)
+        network = self.network
+        for freedom in chosen:
+            network = freedom.change(network, spread, generator)
+        network = adapt_epsilon(self.network, network, self.inputs)
+        verify(self.network, network, self.inputs, TOLERANCE)
+        return network
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.freedoms))
+
+
+def explore(module: nn.Module, data: Batches, seed: int = 0) -> Architecture:
+    """Find what can be done to a network without changing its function.
+
+    Nothing is asked of the architecture: scalings are found as relations among sensitivities
+    (:mod:`~afterfit.sharpness.symmetry`), signs and permutations are tried where shapes allow. What
+    is found is kept only if the outputs on the data do not change, both for the trained parameters
+    and for others near them.
+
+    Parameters
+    ----------
+    data
+        Inputs on which the function is compared; the targets do not matter. A few dozen samples
+        are read.
+    """
+    generator = Generator().manual_seed(seed)
+    network = private_copy(module)
+    inputs = _some_inputs(network, data)
+    elsewhere = generic(private_copy(module), 0.3, generator)
+    there = Problem.from_module(without_epsilon(elsewhere), Gaussian())
+    trial = _Trial(network, elsewhere, inputs, generator)
+    found = find_scalings(there, inputs, generator)
+    scalings = [kept for symmetry in found for kept in trial.of_scaling(symmetry)]
+    tried = (*(one.symmetry for one in scalings if one.kind != "layer"), *_pairs(network, scalings))
+    moves = [
+        Freedom(kind, symmetry)
+        for symmetry in tried
+        for kind in _MOVES
+        if symmetry.size > 1 and trial.holds(Freedom(kind, symmetry))
+    ]
+    return Architecture(network, tuple(_distinct([*scalings, *moves])), inputs)
+
+
+_MOVES: tuple[Change, ...] = ("sign", "permutation", "mixing")
+
+
+@final
+@dataclass(frozen=True)
+class _Trial:
+    """Tries changes at the trained parameters and at others."""
+
+    network: nn.Module
+    elsewhere: nn.Module
+    inputs: Inputs
+    generator: Generator
+
+    def holds(self, freedom: Freedom) -> bool:
+        """Whether a random change of this kind preserves both functions."""
+        if freedom.kind == "mixing" and (freedom.symmetry.size % 2 or _is_elementwise(freedom)):
+            return False
+        return all(self._preserved(one, freedom) for one in (self.elsewhere, self.network))
+
+    def _preserved(self, network: nn.Module, freedom: Freedom) -> bool:
+        changed = freedom.change(network, 0.7, self.generator)
+        if change_of_outputs(network, changed, self.inputs) <= TOLERANCE:
+            return True
+        if freedom.kind not in ("layer", "normalization"):
+            return False
+        adapted = adapt_epsilon(network, changed, self.inputs)
+        return change_of_outputs(network, adapted, self.inputs) <= TOLERANCE
+
+    def of_scaling(self, symmetry: Symmetry) -> Iterator[Freedom]:
+        """Scale units apart where that preserves the function, and all together where that does."""
+        kind = _kind_of(self.network, symmetry)
+        apart, together = Freedom(kind, symmetry), Freedom("layer", symmetry)
+        if symmetry.size > 1 and self.holds(apart):
+            yield apart
+        if self.holds(together):
+            yield together
+
+
+def _kind_of(network: nn.Module, symmetry: Symmetry) -> Change:
+    tensors, parts = tensors_of(network), symmetry.parts
+    if symmetry.size == 1:
+        return "layer"
+    buffers = {name for name, _ in network.named_buffers()}
+    if symmetry.names & buffers:
+        return "normalization"
+    owners = {part.name.rpartition(".")[0] for part in parts if tensors[part.name].ndim == 1}
+    if any(epsilon_of(network.get_submodule(owner)) is not None for owner in owners):
+        return "affine"
+    writes = all(part.axis == 0 for part in parts)
+    return "query-key" if writes and any(part.exponent < 0 for part in parts) else "node"
+
+
+def _is_elementwise(freedom: Freedom) -> bool:
+    return any(part.exponent not in (1.0, -1.0) for part in freedom.symmetry.parts)
+
+
+def _pairs(network: nn.Module, scalings: list[Freedom]) -> Iterator[Symmetry]:
+    """Units that could be flipped or permuted: rows that one module writes and a later one reads.
+
+    Also the union of two scalings of the same units, as of a layer and of the normalization after
+    it, which can only be permuted together.
+    """
+    whole = [one for one in scalings if one.kind in ("normalization", "affine")]
+    for one, other in combinations(whole, 2):
+        first, second = one.symmetry, other.symmetry
+        if first.size == second.size and first.names & second.names:
+            merged = {(p.name, p.axis, p.start): p for p in (*first.parts, *second.parts)}
+            yield Symmetry(first.size, tuple(merged.values()))
+    tensors = {name: value for name, value in scalable_of(network).items() if value.ndim}
+    for position, written in _written(network):
+        size = len(tensors[written[0].name])
+        readers = [name for name, v in list(tensors.items())[position:] if v.ndim > 1][:_PREVIEW]
+        for name in readers:
+            length = tensors[name].shape[1]
+            if length % size == 0 and size > 1:
+                reader = Part(name, 1, repeat=length // size, exponent=-1.0)
+                yield Symmetry(size, (*written, reader))
+
+
+def scalable_of(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and finite buffers of a network."""
+    return scalable(Problem.from_module(network, Gaussian()))
+
+
+def _written(network: nn.Module) -> Iterator[tuple[int, tuple[Part, ...]]]:
+    """Tensors whose first axis is written by one module, with those of a normalization after it."""
+    tensors = scalable_of(network)
+    names = list(tensors)
+    modules: dict[str, list[str]] = {}
+    for name, _ in network.named_parameters():
+        modules.setdefault(name.rpartition(".")[0], []).append(name)
+    for name, _ in network.named_buffers():
+        if name in tensors:
+            modules.setdefault(name.rpartition(".")[0], []).append(name)
+    owners = [[name for name in group if tensors[name].ndim] for group in modules.values()]
+    owners = [group for group in owners if group]
+    for place, group in enumerate(owners):
+        size = len(tensors[group[0]])
+        own = tuple(Part(name, 0) for name in group if len(tensors[name]) == size)
+        after = names.index(group[0]) + 1
+        yield after, tuple(part for part in own if not part.name.endswith("running_var"))
+        following = owners[place + 1] if place + 1 < len(owners) else []
+        if following and all(tensors[name].shape == (size,) for name in following):
+            joined = tuple(Part(name, 0) for name in following)
+            yield after, (*own, *joined)
+
+
+def _distinct(freedoms: list[Freedom]) -> list[Freedom]:
+    """Each freedom once."""
+    seen: dict[tuple[Change, frozenset[tuple[str, int | None, int]]], Freedom] = {}
+    for freedom in freedoms:
+        where = frozenset((p.name, p.axis, p.start) for p in freedom.symmetry.parts)
+        seen.setdefault((freedom.kind, where), freedom)
+    return list(seen.values())
+
+
+def in_double(data: Batches, device: torch.device) -> Batches:
+    """Copy samples with their floating numbers in float64."""
+    _, inputs, targets = data.fetch(torch.arange(data.num_samples))
+    cast = tree_map(_double, (move(inputs, device), targets))
+    found, y = cast
+    if isinstance(found, Tensor):
+        return Batches((found, y), data.batch_size, data.ids)
+    if isinstance(found, tuple):
+        return Batches((*found, y), data.batch_size, data.ids)
+    rows = [
+        {**{key: column[i] for key, column in found.items()}, "labels": y[i]}
+        for i in range(data.num_samples)
+    ]
+    return Batches(rows, data.batch_size, data.ids)
+
+
+def _double(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+def _some_inputs(network: nn.Module, data: Batches) -> Inputs:
+    """As many samples as tell relations apart from coincidences, or all there are."""
+    device = next(network.parameters()).device
+    first = in_double(data.subset(torch.arange(1)), device)
+    width = evaluate(network, first.fetch(torch.arange(1)).inputs).numel()
+    wanted = max(32, 2 * (len(tensors_of(network)) + 8) // width)
+    some = in_double(data.subset(torch.arange(min(data.num_samples, wanted))), device)
+    return some.fetch(torch.arange(some.num_samples)).inputs
