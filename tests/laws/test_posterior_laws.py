@@ -78,26 +78,21 @@ def dense_covariance(name: str, problem: Problem, data: Batches, scale: float = 
     return torch.linalg.inv(precision + torch.eye(len(precision)).double() / scale**2)
 
 
-def geometric_scale(problem: Problem, data: Batches) -> Tensor:
-    """Scale of each parameter where the curvature has it of rank one, as in `kfac`."""
+def geometric_scale(problem: Problem, data: Batches) -> dict[str, Tensor]:
+    """Scale of each parameter, of rank one in every layer, as in `kfac`."""
     assert problem.coordinates is not None
     scale = truth.flat(dict(problem.coordinates.scale)).clone()
     operator = kfac(problem, data)
     for block, where in zip(operator.blocks, operator.parts(), strict=True):
         if isinstance(block, KroneckerBlock):
-            scale[where] = torch.outer(block.rows, block.columns).flatten()
-    return scale
+            scale[where] = (torch.outer(block.rows, block.columns) * block.signs).flatten()
+    return truth.along(problem, scale)
 
 
 def outputs_covariance(posterior: GaussianPosterior, data: Batches) -> Tensor:
     parts = list(posterior.covariances(data))
     assert torch.cat([index for index, _, _ in parts]).tolist() == list(range(data.num_samples))
     return torch.cat([covariance for _, _, covariance in parts])
-
-
-def is_of_rank_one(name: str, coordinates: Callable[[Problem], Problem]) -> bool:
-    """Whether the scale of the coordinates is replaced, so that the oracle is another one."""
-    return name == "kfac" and coordinates is connectivity
 
 
 @some_cases
@@ -107,10 +102,11 @@ def test_the_outputs_have_the_covariance_of_the_dense_posterior(
     case: Case, name: str, coordinates: Callable[[Problem], Problem]
 ):
     problem = coordinates(case.problem)
-    jacobian = truth.jacobian(problem, case.data)
-    if is_of_rank_one(name, coordinates):
-        jacobian = truth.jacobian(case.problem, case.data) * geometric_scale(problem, case.data)
-    expected = jacobian @ dense_covariance(name, problem, case.data) @ jacobian.mT
+    stands_for = problem
+    if name in ("kfac", "ekfac") and coordinates is connectivity:  # of rank one in each layer
+        stands_for = connectivity(case.problem, geometric_scale(problem, case.data))
+    jacobian = truth.jacobian(stands_for, case.data)
+    expected = jacobian @ dense_covariance(name, stands_for, case.data) @ jacobian.mT
     posterior = fitted(name, problem, case.data)
     assert_close(outputs_covariance(posterior, case.data), expected, **EXACT)
     assert_close(outputs_covariance(posterior, Batches(case.data, 50)), expected, **EXACT)

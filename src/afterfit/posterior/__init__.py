@@ -11,6 +11,7 @@ from afterfit.posterior.evidence import (
 from afterfit.posterior.gaussian import GaussianPosterior
 from afterfit.posterior.laplace import laplace
 from afterfit.posterior.link import LaplaceBridge, Link, Moments, MonteCarlo, Probit
+from afterfit.posterior.lowrank import low_rank
 from afterfit.posterior.predict import (
     Predictive,
     point_prediction,
@@ -45,6 +46,7 @@ __all__ = [
     "full_noise",
     "laplace",
     "log_evidence",
+    "low_rank",
     "noise_by_evidence",
     "one_hot_noise",
     "point_prediction",

@@ -1,5 +1,6 @@
 """From the blocks of a curvature to directions in which each is diagonal."""
 
+from dataclasses import replace
 from functools import singledispatch
 from typing import Any
 
@@ -7,13 +8,37 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from afterfit.curvature.blocks import DiagonalBlock, EigenBlock, KroneckerBlock
+from afterfit.curvature import DiagonalBlock, EigenBlock, KroneckerBlock, rank_one
 from afterfit.curvature.diagonal import flat_scale
 from afterfit.linalg.operator import LinearOperator
 from afterfit.linalg.structured import BlockDiagonal
 from afterfit.posterior.basis import basis_of_matrix, nonnegative
 from afterfit.posterior.kronecker import BlockBasis, LayerPart, LoosePart
+from afterfit.problem.persample import unflatten
 from afterfit.problem.problem import Problem
+
+
+def with_rank_one_scale(problem: Problem, example: BlockDiagonal) -> Problem:
+    """Give every layer a scale of rank one: the geometric means of its rows and columns.
+
+    Between two diagonals a Kronecker product stays one only if the diagonals are of rank one. The
+    means follow a rescaling of units exactly, so what is computed with them ignores it.
+
+    Parameters
+    ----------
+    example
+        Blocks of the same curvature on any data, which tell what the layers are.
+    """
+    if problem.coordinates is None or not problem.coordinates.scale:
+        return problem
+    scale = flat_scale(problem).clone()
+    for block, where in zip(example.blocks, example.parts(), strict=True):
+        if isinstance(block, (KroneckerBlock, EigenBlock)):
+            own = scale[where].view(block.signs.shape)
+            sign = torch.where(own < 0, -1.0, 1.0).to(own)
+            scale[where] = (torch.outer(*rank_one(own)) * sign).flatten()
+    coordinates = replace(problem.coordinates, scale=unflatten(scale, problem.params))
+    return replace(problem, coordinates=coordinates)
 
 
 def basis_of_blocks(
@@ -21,9 +46,8 @@ def basis_of_blocks(
 ) -> tuple[BlockBasis, Float[Tensor, " P"], Float[Tensor, " P"]]:
     """Directions and eigenvalues of the whitened blocks, and the prior that whitens them.
 
-    A Kronecker block in relative coordinates has a scale of rank one, the geometric means of the
-    rows and columns of the layer's own scale: there the prior becomes that of the same absolute
-    size, ``prior rows columns / scale``.
+    A layer in relative coordinates has a scale of rank one (see :func:`with_rank_one_scale`); its
+    prior becomes that of the same absolute size, ``prior rows columns / scale``.
     """
     scale = flat_scale(problem)
     parts, values, priors = [], [], prior.clone()
@@ -63,50 +87,56 @@ def _(
 def _(
     block: KroneckerBlock, scale: Float[Tensor, " n"], prior: Float[Tensor, " n"]
 ) -> tuple[LayerPart | LoosePart, Float[Tensor, " n"], Float[Tensor, " n"]]:
-    shape = (len(block.rows), len(block.columns))
-    stds = _per_column(prior.view(shape), block.names)
-    left, right = block.output_factor.double(), stds[:, None] * block.input_factor.double() * stds
-    left_values, left_vectors = torch.linalg.eigh((left + left.mT) / 2)
-    right_values, right_vectors = torch.linalg.eigh((right + right.mT) / 2)
-    values = torch.outer(
-        nonnegative(left_values, block.dtype), nonnegative(right_values, block.dtype)
-    )
+    rows, columns = rank_one(scale.view(block.signs.shape))
+    stds = _per_column(prior.view(block.signs.shape), block.names)
+    left_values, left_vectors = _eigenpairs(block.output_factor, block.dtype)
+    right = stds[:, None] * block.input_factor.double() * stds
+    right_values, right_vectors = _eigenpairs(right, block.dtype)
     part = LayerPart(
         block.names,
         left_vectors.to(prior),
         right_vectors.to(prior),
-        block.rows,
-        block.columns * stds.to(prior),
-        None,
+        rows,
+        columns * stds.to(prior),
     )
+    values = torch.outer(left_values, right_values).flatten()
+    return part, values.to(prior), prior * _ratio(rows, columns, scale)
+
+
+def _eigenpairs(factor: Float[Tensor, "n n"], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.linalg.eigh((factor.double() + factor.double().mT) / 2)
+    return nonnegative(values, dtype), vectors
+
+
+def _ratio(rows: Tensor, columns: Tensor, scale: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Absolute coordinates of rank one in units of the coordinates; 0 where these move nothing."""
     moves = scale != 0
-    ratio = torch.outer(block.rows, block.columns).flatten() / torch.where(moves, scale, 1.0)
-    return part, values.flatten().to(prior), prior * torch.where(moves, ratio, 0.0)
+    return torch.where(
+        moves, torch.outer(rows, columns).flatten() / torch.where(moves, scale, 1.0), 0.0
+    )
 
 
 @_whiten.register
 def _(
     block: EigenBlock, scale: Float[Tensor, " n"], prior: Float[Tensor, " n"]
 ) -> tuple[LayerPart | LoosePart, Float[Tensor, " n"], Float[Tensor, " n"]]:
-    shape = block.values.shape
-    stds = _per_column(prior.view(shape), block.names)
+    stds = _per_column(prior.view(block.signs.shape), block.names)
     if bool((stds != stds[0]).any()):
         message = (
             f"{block.names} have prior scales {sorted(set(stds.tolist()))}, expected one for the "
             "weight and the bias of a layer: the corrected eigenvalues belong to both; use kfac"
         )
         raise ValueError(message)
-    absolute = bool((scale == 1).all())
+    rows, columns = rank_one(scale.view(block.signs.shape))
     part = LayerPart(
         block.names,
         block.output_vectors,
         block.input_vectors,
-        torch.ones_like(block.output_vectors[0]),
-        stds.to(prior),
-        None if absolute else scale.view(shape),
+        rows,
+        columns * stds.to(prior),
     )
     values = nonnegative(block.values.flatten(), block.dtype) * prior.square()
-    return part, values, prior
+    return part, values, prior * _ratio(rows, columns, scale)
 
 
 def _per_column(prior: Float[Tensor, "O I"], names: tuple[str, ...]) -> Float[Tensor, " I"]:

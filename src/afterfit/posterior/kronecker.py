@@ -27,9 +27,6 @@ class LayerPart:
     rows, columns
         What the gradients at the output and the inputs of the layer are multiplied with to be those
         of whitened coordinates.
-    scale
-        What their product is multiplied with beside, (out, in), where the scale of the coordinates
-        is not of rank one; None where it is.
     """
 
     names: tuple[str, ...]
@@ -37,7 +34,6 @@ class LayerPart:
     input_vectors: Float[Tensor, "I I"]
     rows: Float[Tensor, " O"]
     columns: Float[Tensor, " I"]
-    scale: Float[Tensor, "O I"] | None
 
     def apply(self, weights: Tensor, columns: Float[Tensor, "n M"]) -> Float[Tensor, "n M"]:
         shape = (len(self.output_vectors), len(self.input_vectors))
@@ -63,20 +59,12 @@ class LayerPart:
         ``g aᵀ``: rotated and squared, it needs no matrix of the size of the weight for any output.
         """
         grid = weights.view(len(self.output_vectors), len(self.input_vectors))
-        a, g = jacobian.inputs * self.columns, jacobian.outputs * self.rows
-        if self.scale is None:
-            a, g = a @ self.input_vectors, g @ self.output_vectors
-            if a.shape[1] == 1:
-                roots = (a[:, 0].square() @ grid.mT).clamp_min(0).sqrt()  # (B, O)
-                return _gram(g[:, :, 0] * roots[:, None, :])
-            return self._by_rows(a, g, grid, memory_budget)
-        total = g.new_zeros(len(g), g.shape[1], g.shape[1])
-        per_sample = 3 * g.shape[1] * grid.numel() * g.element_size()
-        for chosen in torch.arange(len(g)).split(max(1, memory_budget // per_sample)):
-            joined = g[chosen].mT @ a[chosen][:, None] * self.scale  # (b, C, O, I)
-            rotated = self.output_vectors.mT @ joined @ self.input_vectors
-            total[chosen] = _gram((rotated * grid.clamp_min(0).sqrt()).flatten(2))
-        return total
+        a = jacobian.inputs * self.columns @ self.input_vectors
+        g = jacobian.outputs * self.rows @ self.output_vectors
+        if a.shape[1] == 1:
+            roots = (a[:, 0].square() @ grid.mT).clamp_min(0).sqrt()  # (B, O)
+            return _gram(g[:, :, 0] * roots[:, None, :])
+        return self._by_rows(a, g, grid, memory_budget)
 
     def _by_rows(
         self, a: Float[Tensor, "B S I"], g: Float[Tensor, "B C S O"], grid: Tensor, budget: int

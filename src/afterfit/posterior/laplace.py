@@ -17,7 +17,7 @@ from afterfit.posterior.basis import (
     basis_of_rows,
     nonnegative,
 )
-from afterfit.posterior.blocks import basis_of_blocks
+from afterfit.posterior.blocks import basis_of_blocks, with_rank_one_scale
 from afterfit.posterior.gaussian import GaussianPosterior, PriorScale, prior_of
 from afterfit.problem.data import Batches
 from afterfit.problem.persample import GIBIBYTE, losses, outputs
@@ -72,7 +72,8 @@ def laplace(
     if curvature is ggn:
         basis, values = _full(problem, train, prior)
     else:
-        basis, values, prior = whitened(curvature(problem, train), problem, prior)
+        operator = _with_structure(curvature, problem, train)
+        basis, values, prior = whitened(operator, problem, prior)
     if not bool(torch.isfinite(values).all()):
         message = "the curvature holds NaN or infinite values; look at the losses, or use float64"
         raise ValueError(message)
@@ -86,6 +87,14 @@ def laplace(
         log_likelihood=-float(nats.double().sum()),
         num_targets=train.num_samples * num_outputs,
     )
+
+
+def _with_structure(curvature: Curvature, problem: Problem, train: Batches) -> LinearOperator:
+    """Compute a curvature in the coordinates that its structure can keep, seen on one sample."""
+    example = curvature(problem, train.subset(torch.tensor([0])))
+    if isinstance(example, BlockDiagonal):
+        return curvature(with_rank_one_scale(problem, example), train)
+    return curvature(problem, train)
 
 
 @singledispatch

@@ -1,6 +1,5 @@
 """Draws without a factorization: randomize the targets and the prior's center, then optimize."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
@@ -10,6 +9,9 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from afterfit.curvature import ggn
+from afterfit.linalg.operator import Kind
+from afterfit.linalg.solvers import CG, solve
+from afterfit.linalg.structured import FunctionOperator
 from afterfit.posterior.gaussian import PriorScale, as_ensemble, prior_of
 from afterfit.problem._autodiff import differentiable_attention
 from afterfit.problem.data import Batches
@@ -126,31 +128,10 @@ class ConjugateGradients:
     max_steps: int = 500
 
     def solve(self, equations: Equations) -> Float[Tensor, "P M"]:
-        right = equations.right()
-        solution = equations.start.clone()
-        residual = right - equations.product(solution)
-        direction, squares = residual, residual.square().sum(0)
-        goal = (self.tolerance * right.norm(dim=0)).square()
-        for _ in range(self.max_steps):
-            if bool((squares <= goal).all()):
-                return solution
-            image = equations.product(direction)
-            step = _ratio(squares, (direction * image).sum(0))
-            solution = solution + step * direction
-            residual = residual - step * image
-            before, squares = squares, residual.square().sum(0)
-            direction = residual + _ratio(squares, before) * direction
-        worst = float((squares.sqrt() / right.norm(dim=0)).max())
-        message = (
-            f"the draws have residuals of up to {worst:.2g} (relative) after {self.max_steps} "
-            f"steps, expected {self.tolerance:.2g}; raise max_steps or tolerance"
-        )
-        warnings.warn(message, stacklevel=3)
-        return solution
-
-
-def _ratio(above: Tensor, below: Tensor) -> Tensor:
-    return torch.where(below > 0, above / torch.where(below > 0, below, 1.0), 0.0)
+        prior = equations.prior
+        kind = Kind((len(prior), len(prior)), prior.dtype, prior.device, symmetric=True, psd=True)
+        operator = FunctionOperator(kind, equations.product)
+        return solve(operator, equations.right(), CG(self.tolerance, self.max_steps)).value
 
 
 @final

@@ -8,9 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from afterfit.curvature import diagonal, ggn, squared_jacobian
-from afterfit.linalg.krylov import RitzPairs, lanczos, ritz_pairs
-from afterfit.linalg.operator import LinearOperator
+from afterfit.curvature import (
+    diagonal,
+    estimate_ggn_trace,
+    estimate_squared_jacobian_trace,
+    ggn,
+    squared_jacobian,
+)
+from afterfit.linalg import Estimate
 from afterfit.problem.data import Batches
 from afterfit.problem.persample import outputs, unflatten
 from afterfit.problem.problem import Problem
@@ -115,6 +120,32 @@ def fisher_trace(problem: Problem, data: Batches) -> Sharpness:
     return Sharpness("Fisher trace", total, data.num_samples, ORTHOGONAL, by_parameter=parts)
 
 
+def estimate_connectivity_sharpness(
+    problem: Problem, data: Batches, num_probes: int, generator: Generator
+) -> Sharpness:
+    """Connectivity sharpness with its standard error, for networks with many outputs.
+
+    Every probe draws signs for each sample apart, at the cost of one backward pass instead of C.
+    The value at a seed is itself invariant to rescaling.
+    """
+    found = estimate_squared_jacobian_trace(connectivity(problem), data, num_probes, generator)
+    return _estimated("connectivity sharpness", found, data)
+
+
+def estimate_connectivity_curvature(
+    problem: Problem, data: Batches, num_probes: int, generator: Generator
+) -> Sharpness:
+    """Connectivity curvature with its standard error, for networks with many outputs."""
+    found = estimate_ggn_trace(connectivity(problem), data, num_probes, generator)
+    return _estimated("connectivity curvature", found, data)
+
+
+def _estimated(name: str, found: Estimate, data: Batches) -> Sharpness:
+    return Sharpness(
+        name, found.value, data.num_samples, RESCALINGS, found.stderr, found.num_probes
+    )
+
+
 def _sums(parts: Params) -> dict[str, float]:
     return {name: float(part.double().sum()) for name, part in parts.items()}
 
@@ -124,7 +155,7 @@ def _diagonal_sums(problem: Problem, data: Batches) -> dict[str, float]:
     return _sums(unflatten(entries, problem.params))
 
 
-# Quadratic forms and spectra ----------------------------------------------------------------------
+# Quadratic forms ----------------------------------------------------------------------------------
 
 
 def fisher_rao_norm(problem: Problem, data: Batches) -> Sharpness:
@@ -139,27 +170,6 @@ def fisher_rao_norm(problem: Problem, data: Batches) -> Sharpness:
     ones = torch.ones(problem.num_params, dtype=problem.dtype, device=problem.device)
     total = float(ggn(relative, data).apply(ones[:, None]).double().sum())
     return Sharpness("Fisher-Rao norm", total, data.num_samples, LINEAR)
-
-
-def top_eigenvalues(
-    curvature: LinearOperator, num_values: int, generator: Generator, num_steps: int | None = None
-) -> RitzPairs:
-    """Eigenvalues of largest absolute value of a curvature, each with its residual.
-
-    Of ``ggn(connectivity(problem), data)`` they are invariant to rescaling; of ``hessian(problem,
-    data)`` or ``ggn(problem, data)`` they are not.
-
-    Parameters
-    ----------
-    num_steps
-        Products with the curvature, ``2 num_values + 20`` by default; more make the residuals
-        smaller.
-    """
-    size = curvature.shape[0]
-    start = torch.randn(size, dtype=curvature.dtype, generator=generator, device=generator.device)
-    steps = min(size, 2 * num_values + 20 if num_steps is None else num_steps)
-    krylov = lanczos(lambda v: curvature.apply(v[:, None])[:, 0], start.to(curvature.device), steps)
-    return ritz_pairs(krylov, num_values)
 
 
 def squared_norm(problem: Problem, data: Batches) -> Sharpness:

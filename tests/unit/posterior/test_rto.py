@@ -99,21 +99,21 @@ def test_draws_do_not_depend_on_the_batch_size_and_seeds_reproduce(random_state_
 
 def test_descent_comes_close_to_the_exact_draws():
     case = make_case("mlp", "categorical")
-    optimizers = (TIGHT, Descent(steps=1500, batch_size=4), Descent(steps=40, batch_size=4))
+    optimizers = (TIGHT, Descent(steps=400, batch_size=4), Descent(steps=30, batch_size=4))
     exact, near, far = (
         randomize_then_optimize(case.problem, case.data, 3, Generator().manual_seed(1), 1.0, how)
         for how in optimizers
     )
-    assert float(near.residuals.max()) < 0.05
+    assert float(near.residuals.max()) < 0.2
     assert float(far.residuals.min()) > 2 * float(near.residuals.max())
     distance = (flat_members(near) - flat_members(exact)).norm(dim=1)
     size = (flat_members(exact) - truth.flat(dict(case.problem.params))).norm(dim=1)
-    assert bool((distance < 0.05 * size).all())
+    assert bool((distance < 0.2 * size).all())
 
 
 def test_too_few_steps_are_told():
     case = make_case("mlp", "categorical")
-    with pytest.warns(UserWarning, match="raise max_steps or tolerance"):
+    with pytest.warns(UserWarning, match="raise max_steps"):
         randomize_then_optimize(
             case.problem, case.data, 2, Generator(), 10, ConjugateGradients(1e-8, 2)
         )

@@ -1,4 +1,5 @@
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from afterfit.problem import Batches
-from afterfit.sharpness.architecture import CHANGES, explore, in_double
+from afterfit.sharpness.architecture import CHANGES, Architecture, explore, in_double
 from afterfit.sharpness.rescaling import (
     adapt_epsilon,
     change_of_outputs,
@@ -26,18 +27,23 @@ from tests.rescalable import NETWORKS, Rescalable, images, vectors
 every_network = pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS)
 
 
+@cache
+def explored(name: str) -> Architecture:
+    """One exploration for all tests; it is frozen, and its changes are copies."""
+    return explore(NETWORKS[name].module(), NETWORKS[name].data())
+
+
 def described(module: nn.Module, data: Batches) -> set[str]:
     return {str(freedom) for freedom in explore(module, data).freedoms}
 
 
 @every_network
 def test_every_kind_that_the_architecture_admits_is_found_and_no_other(case: Rescalable):
-    assert set(explore(case.module(), case.data()).kinds) == case.kinds
+    assert set(explored(case.name).kinds) == case.kinds
 
 
 def test_the_scalings_of_a_relu_network_are_named():
-    case = NETWORKS["mlp"]
-    found = described(case.module(), case.data())
+    found = {str(freedom) for freedom in explored("mlp").freedoms}
     for kind in ("node", "layer"):
         assert f"{kind}: 6 units: 0.weight[u] × a, 0.bias[u] × a, 2.weight[:, u] ÷ a" in found
         assert f"{kind}: 7 units: 2.weight[u] × a, 2.bias[u] × a, 4.weight[:, u] ÷ a" in found
@@ -45,16 +51,14 @@ def test_the_scalings_of_a_relu_network_are_named():
 
 
 def test_weights_before_batch_norm_are_scaled_with_its_statistics_and_channels_when_flattened():
-    case = NETWORKS["conv-bn"]
-    found = described(case.module(), case.data())
+    found = {str(freedom) for freedom in explored("conv-bn").freedoms}
     before = "0.weight[u] × a, 0.bias[u] × a, 1.running_mean[u] × a, 1.running_var[u] × a^2"
     assert f"normalization: 4 units: {before}" in found
     assert "affine: 6 units: 4.weight[u] × a, 4.bias[u] × a, 8.weight[:, u*4] ÷ a" in found
 
 
 def test_packed_attention_is_scaled_by_its_thirds():
-    case = NETWORKS["gpt"]
-    found = described(case.module(), case.data())
+    found = {str(freedom) for freedom in explored("gpt").freedoms}
     heads = "blocks.0.qkv.weight[u] × a, blocks.0.qkv.weight[8+u] ÷ a, blocks.0.qkv.bias[u] × a"
     assert f"query-key: 8 units: {heads}" in found
     values = (
@@ -64,8 +68,7 @@ def test_packed_attention_is_scaled_by_its_thirds():
 
 
 def test_a_residual_stream_before_layer_norm_is_scaled_as_a_whole():
-    case = NETWORKS["gpt"]
-    whole = [one for one in explore(case.module(), case.data()).freedoms if one.symmetry.size == 1]
+    whole = [one for one in explored("gpt").freedoms if one.symmetry.size == 1]
     assert len(whole) == 1
     assert whole[0].symmetry.names == {
         "token.weight", "position.weight",
@@ -157,7 +160,7 @@ def test_separate_attention_modules_and_squares_and_groups():
 
 @every_network
 def test_changes_of_every_kind_keep_the_outputs_and_move_the_parameters(case: Rescalable):
-    architecture = explore(case.module(), case.data())
+    architecture = explored(case.name)
     before = tensors_of(architecture.network)
     for kind in architecture.kinds:
         changed = architecture.changed(kind, math.log(4), Generator().manual_seed(2))
@@ -173,8 +176,7 @@ def test_the_users_module_is_not_touched(case: Rescalable):
 
 
 def test_the_seed_makes_the_change_reproducible():
-    case = NETWORKS["conv-bn"]
-    architecture = explore(case.module(), case.data())
+    architecture = explored("conv-bn")
     first, second, third = (
         tensors_of(architecture.changed("affine", 1.0, Generator().manual_seed(seed)))
         for seed in (1, 1, 2)
@@ -240,9 +242,8 @@ def test_the_epsilon_of_layer_norm_is_scaled_with_its_inputs():
 
 
 def test_asking_for_a_change_that_is_not_there_names_those_that_are():
-    case = NETWORKS["tanh"]
     with pytest.raises(ValueError, match=r"no change of kind 'node'.*sign"):
-        explore(case.module(), case.data()).changed("node", 1.0, Generator())
+        explored("tanh").changed("node", 1.0, Generator())
 
 
 def test_too_few_outputs_are_refused():
@@ -283,8 +284,7 @@ def test_inputs_by_name_and_single_precision_are_explored():
 
 
 def test_kinds_come_in_their_order():
-    case = NETWORKS["vit"]
-    kinds = explore(case.module(), case.data()).kinds
+    kinds = explored("vit").kinds
     assert list(kinds) == [kind for kind in CHANGES if kind in kinds]
 
 
