@@ -1,5 +1,6 @@
-"""Whole jobs: find, explain and correct wrong labels."""
+"""Whole jobs: find, explain and correct wrong labels; compare trained networks."""
 
+from afterfit.workflows.compare import Comparison, compare, generalization_gap
 from afterfit.workflows.label_run import LabelRun, run_labels
 from afterfit.workflows.labels import (
     LabelAnalysis,
@@ -15,12 +16,15 @@ from afterfit.workflows.trained import Trained
 from afterfit.workflows.verify import verify
 
 __all__ = [
+    "Comparison",
     "LabelAnalysis",
     "LabelRun",
     "Trained",
     "analyze_labels",
+    "compare",
     "corrected_labels",
     "find_label_issues",
+    "generalization_gap",
     "prune",
     "prune_easy",
     "relabel",
