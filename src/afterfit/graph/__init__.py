@@ -6,6 +6,7 @@ from afterfit.graph.exact import Exact
 from afterfit.graph.first_order import FirstOrder
 from afterfit.graph.groups import (
     Additivity,
+    Radius,
     additivity_gap,
     affected_nodes,
     exact_radius,
@@ -52,6 +53,7 @@ __all__ = [
     "FirstOrder",
     "GraphProblem",
     "Newton",
+    "Radius",
     "RandomEdges",
     "RandomShare",
     "Reach",

@@ -191,7 +191,7 @@ class _System:
     def _entries(
         self, matrix: csr_matrix, rows: Int[Tensor, " R"], columns: Int[Tensor, " R"]
     ) -> Float[Tensor, "R 1"]:
-        at = np.array(rows.cpu()), np.array(columns.cpu())  # copies: scipy wants to own them
+        at = rows.cpu().numpy().copy(), columns.cpu().numpy().copy()  # scipy wants to own them
         found = np.asarray(matrix[at]).ravel()
         return torch.from_numpy(found).to(self.y)[:, None]
 

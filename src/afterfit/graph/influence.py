@@ -174,7 +174,7 @@ def group_influence(
         If an edge is not in the graph, or the method has no groups.
     """
     edits = removals(problem.edges, [as_pairs(group) for group in groups])
-    return influence_of(problem, edits, damping, target, method, None, inverse).shift
+    return method.shift(problem, edits, prepare(problem, [target], damping, inverse))[:, 0]
 
 
 def influence_of(

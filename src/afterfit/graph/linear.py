@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from scipy.sparse import csr_matrix, diags, identity
 from torch import Tensor, nn
-from torch_geometric.nn import SGConv
 
+from afterfit.graph._geometric import SGConv
 from afterfit.graph.balls import neighbors
 from afterfit.graph.edges import EdgeList
 from afterfit.problem.problem import Problem
@@ -47,7 +47,7 @@ class LinearNetwork:
     ) -> Float[Tensor, "N F"]:
         """Rows of ``S^K X`` of some nodes, float64."""
         matrix = normalized(edges)
-        rows = csr_matrix(csr_matrix(identity(edges.num_nodes))[np.array(nodes.cpu())])
+        rows = csr_matrix(csr_matrix(identity(edges.num_nodes))[nodes.cpu().numpy().copy()])
         for _ in range(self.hops):
             rows = rows @ matrix
         return torch.from_numpy(rows @ x.detach().double().cpu().numpy()).to(x.device)
