@@ -1,4 +1,4 @@
-"""The command line: ``afterfit labels``, ``edges``, ``demo`` and ``cite``."""
+"""The command line and its main commands: ``afterfit labels``, ``demo`` and ``cite``."""
 
 import warnings
 from dataclasses import replace
@@ -15,6 +15,7 @@ from afterfit.cli.demo import digits, train_network
 from afterfit.cli.demo_graph import digits_graph
 from afterfit.cli.edges import edges, graph_parts, tell
 from afterfit.cli.factory import FactoryError, load_trained
+from afterfit.cli.sharpness import audit, sharpness
 from afterfit.evaluate.threshold import budget_cut, expected_false_discovery_cut, otsu_cut
 from afterfit.influence import baselines
 from afterfit.influence.gex import GEX, published
@@ -29,6 +30,8 @@ app = typer.Typer(
     help="Post-hoc analysis of trained networks: which training labels are wrong, how sharp the "
     "minimum is, how sure the network, and which edges of a graph hurt.",
 )
+app.command()(sharpness)
+app.command()(audit)
 app.command()(edges)
 
 SCORES = {

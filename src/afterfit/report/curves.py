@@ -13,7 +13,7 @@ from afterfit.report.svg import CLEAN, INK, WRONG, inline_svg, styled
 MOST_BARS = 24
 """A bar plot shows the largest values, at most so many."""
 
-_LINES = (CLEAN, WRONG, "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_LINES = (CLEAN, WRONG, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#555555")
 """Colors of Okabe and Ito."""
 
 
@@ -131,31 +131,35 @@ def _draw_bands(
         axes.scatter(np.asarray(points[0]), np.asarray(points[1]), s=9, color=INK, zorder=3)
 
 
-def movement_plot(names: Sequence[str], factors: Mapping[str, ArrayLike]) -> str:
+ROUNDING = 1e-16
+"""Relative changes below it are drawn there."""
+
+
+def movement_plot(names: Sequence[str], moves: Mapping[str, ArrayLike]) -> str:
     """How far each measure moves while the function stays the same, on a logarithmic scale.
 
     Parameters
     ----------
     names
         The measures.
-    factors
-        For each change of the network, the measure after it divided by the measure before, (names).
+    moves
+        For each change of the network, how far each measure moved relative to itself, (names).
     """
-    worst = [
-        float(np.nanmax(np.abs(np.log10([np.asarray(f)[i] for f in factors.values()]))))
-        for i in range(len(names))
-    ]
-    description = (
-        f"{names[int(np.argmax(worst))]} moves most, by a factor of {10 ** max(worst):.3g}."
+    table = np.maximum(
+        [np.asarray(values, dtype=np.float64) for values in moves.values()], ROUNDING
     )
-    with styled(10.2, 1.3 + 0.32 * len(names)) as figure:
+    worst = table.max(0)
+    description = (
+        f"{names[int(worst.argmax())]} moves most, by {worst.max():.3g} of itself; "
+        f"{names[int(worst.argmin())]} least, by {worst.min():.3g}."
+    )
+    with styled(10.2, 1.5 + 0.34 * len(names)) as figure:
         axes = figure.add_subplot()
-        axes.axvline(1, color=INK, linewidth=1, alpha=0.6)
-        for color, (change, values) in zip(_LINES, factors.items(), strict=False):
-            axes.scatter(np.asarray(values), range(len(names)), color=color, s=34, label=change)
+        for color, (change, values) in zip(_LINES, zip(moves, table, strict=True), strict=False):
+            axes.scatter(values, range(len(names)), color=color, s=34, alpha=0.85, label=change)
         axes.set_xscale("log")
         axes.set_yticks(range(len(names)), list(names))
-        axes.set(ylim=(len(names) - 0.5, -0.5), xlabel="after / before")
+        axes.set(ylim=(len(names) - 0.5, -0.5), xlabel="change relative to the value")
         axes.tick_params(axis="y", length=0)
         figure.legend(loc="outside lower center", ncols=4)
         return inline_svg(figure, "What moves though the function stays", description)

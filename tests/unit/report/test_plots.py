@@ -46,7 +46,7 @@ PLOTS = {
         },
         ([0.5], [0.2]),
     ),
-    "movement": lambda: movement_plot(NAMES, {"layer": [1, 4, 0.1], "node": [1, 2, np.nan]}),
+    "movement": lambda: movement_plot(NAMES, {"layer": [0, 4, 0.1], "node": [1e-9, 2, 0.3]}),
     "additivity": lambda: additivity_plot(
         {"neighbors": ([0, -1], [0.5, -1]), "distant": ([0, 1], [0, 1])}
     ),

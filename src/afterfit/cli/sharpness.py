@@ -1,0 +1,66 @@
+"""``afterfit sharpness`` and ``afterfit audit``."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from afterfit.cli.console import Factory, Folder, Seed, Threads, console, say, set_threads
+from afterfit.cli.factory import load_trained
+from afterfit.workflows.sharpness_run import run_audit, run_sharpness
+
+Samples = Annotated[int, typer.Option(help="Training samples to measure on, drawn at random.")]
+
+
+def sharpness(
+    factory: Factory,
+    out: Folder = Path("runs/sharpness"),
+    samples: Samples = 1000,
+    seed: Seed = 0,
+    threads: Threads = 0,
+) -> None:
+    """Measure how sharp the minimum is, in numbers that a rescaling cannot fake."""
+    set_threads(threads)
+    trained = load_trained(factory)
+    run = run_sharpness(
+        trained, out, samples=samples, seed=seed, title=f"Sharpness of {factory}", say=say
+    )
+    table = Table(title="sharpness, per sample")
+    for column in ("measure", "value", "invariant to"):
+        table.add_column(column, justify="right" if column == "value" else "left")
+    for measure in run.measures:
+        kinds = ", ".join(sorted(measure.invariant_to))
+        table.add_row(measure.name, f"{measure.mean:.5g}", kinds)
+    console.print(table)
+    if run.certificate is not None:
+        console.print(
+            f"error on new data at most {run.certificate.bound:.4f} with probability "
+            f"{1 - run.certificate.delta:.0%}, for the stochastic linearized network"
+        )
+    console.print(f"report: {run.report}", soft_wrap=True)
+
+
+def audit(
+    factory: Factory,
+    out: Folder = Path("runs/audit"),
+    samples: Samples = 200,
+    draws: Annotated[int, typer.Option(help="Random changes of each kind.")] = 2,
+    spread: Annotated[
+        float, typer.Option(help="Standard deviation of the logarithm of the factors.")
+    ] = math.log(4),
+    seed: Seed = 0,
+    threads: Threads = 0,
+) -> None:
+    """Rescale the network in every way that it admits, and see which measures move."""
+    set_threads(threads)
+    trained = load_trained(factory)
+    run = run_audit(
+        trained, out, samples=samples, draws=draws, spread=spread, seed=seed,
+        title=f"Invariance audit of {factory}", say=say,
+    )  # fmt: skip
+    console.print(str(run.audit))
+    for broken in run.audit.broken:
+        console.print(broken)
+    console.print(f"report: {run.report}", soft_wrap=True)
