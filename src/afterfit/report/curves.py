@@ -6,6 +6,7 @@ from typing import final
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike
 
 from afterfit.report.svg import CLEAN, INK, WRONG, inline_svg, styled
@@ -158,8 +159,14 @@ def movement_plot(names: Sequence[str], moves: Mapping[str, ArrayLike]) -> str:
         for color, (change, values) in zip(_LINES, zip(moves, table, strict=True), strict=False):
             axes.scatter(values, range(len(names)), color=color, s=34, alpha=0.85, label=change)
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(_plain)
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_yticks(range(len(names)), list(names))
         axes.set(ylim=(len(names) - 0.5, -0.5), xlabel="change relative to the value")
         axes.tick_params(axis="y", length=0)
         figure.legend(loc="outside lower center", ncols=4)
         return inline_svg(figure, "What moves though the function stays", description)
+
+
+def _plain(value: float, _position: object) -> str:
+    return f"{value:g}"

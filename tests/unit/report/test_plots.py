@@ -83,6 +83,11 @@ def test_the_same_numbers_give_the_same_plot(name):
 
 
 @every_plot
+def test_no_label_is_markup_of_another_language(plot):
+    assert not [text for text in texts(plot()) if text and ("$" in text or "\\" in text)]
+
+
+@every_plot
 def test_a_plot_refers_only_to_ids_of_its_own(plot):
     svg = plot()
     found = ids(svg)
