@@ -1,5 +1,6 @@
-"""Whole jobs: find, explain and correct wrong labels."""
+"""Whole jobs: find, explain and correct wrong labels; choose how to predict with uncertainty."""
 
+from afterfit.workflows.calibrate import Calibration, calibrate
 from afterfit.workflows.label_run import LabelRun, run_labels
 from afterfit.workflows.labels import (
     LabelAnalysis,
@@ -10,15 +11,31 @@ from afterfit.workflows.labels import (
     prune_easy,
     relabel,
 )
+from afterfit.workflows.predictors import (
+    Candidate,
+    LinearizedLaplace,
+    MonteCarloDropout,
+    Predictor,
+    WalkedEnsemble,
+    temperature_scaling,
+    trained_network,
+)
 from afterfit.workflows.suggest import soft_targets
 from afterfit.workflows.trained import Trained
 from afterfit.workflows.verify import verify
 
 __all__ = [
+    "Calibration",
+    "Candidate",
     "LabelAnalysis",
     "LabelRun",
+    "LinearizedLaplace",
+    "MonteCarloDropout",
+    "Predictor",
     "Trained",
+    "WalkedEnsemble",
     "analyze_labels",
+    "calibrate",
     "corrected_labels",
     "find_label_issues",
     "prune",
@@ -26,5 +43,7 @@ __all__ = [
     "relabel",
     "run_labels",
     "soft_targets",
+    "temperature_scaling",
+    "trained_network",
     "verify",
 ]
