@@ -1,5 +1,6 @@
 """How sure: Gaussian posteriors around a trained network, and what they predict."""
 
+from afterfit.posterior.dropout import dropout_outputs, has_dropout
 from afterfit.posterior.evidence import (
     ScaleSearch,
     by_evidence,
@@ -43,7 +44,9 @@ __all__ = [
     "by_evidence",
     "by_group_evidence",
     "by_validation",
+    "dropout_outputs",
     "full_noise",
+    "has_dropout",
     "laplace",
     "log_evidence",
     "low_rank",

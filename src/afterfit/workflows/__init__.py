@@ -1,5 +1,6 @@
-"""Whole jobs: find, explain and correct wrong labels; compare trained networks."""
+"""Whole jobs: labels found and corrected, networks compared, uncertainty chosen, runs written."""
 
+from afterfit.workflows.calibrate import Calibration, calibrate
 from afterfit.workflows.compare import Comparison, compare, generalization_gap
 from afterfit.workflows.label_run import LabelRun, run_labels
 from afterfit.workflows.labels import (
@@ -11,16 +12,32 @@ from afterfit.workflows.labels import (
     prune_easy,
     relabel,
 )
+from afterfit.workflows.predictors import (
+    Candidate,
+    LinearizedLaplace,
+    MonteCarloDropout,
+    Predictor,
+    WalkedEnsemble,
+    temperature_scaling,
+    trained_network,
+)
 from afterfit.workflows.suggest import soft_targets
 from afterfit.workflows.trained import Trained
 from afterfit.workflows.verify import verify
 
 __all__ = [
+    "Calibration",
+    "Candidate",
     "Comparison",
     "LabelAnalysis",
     "LabelRun",
+    "LinearizedLaplace",
+    "MonteCarloDropout",
+    "Predictor",
     "Trained",
+    "WalkedEnsemble",
     "analyze_labels",
+    "calibrate",
     "compare",
     "corrected_labels",
     "find_label_issues",
@@ -30,5 +47,7 @@ __all__ = [
     "relabel",
     "run_labels",
     "soft_targets",
+    "temperature_scaling",
+    "trained_network",
     "verify",
 ]
