@@ -16,7 +16,7 @@ import afterfit as af
 
 
 # %%
-def images_and_labels(size: int = 2000) -> tuple[Tensor, Tensor]:
+def images_and_labels(size: int = 3000) -> tuple[Tensor, Tensor]:
     """Pixels in [0, 1] of shape (N, 1, H, W), and class indices."""
     if "AFTERFIT_DATA" not in os.environ:
         digits = load_digits()
@@ -40,6 +40,9 @@ def factory(epochs: int = 30) -> af.Trained:
     """A conv net trained until it remembers labels of which a tenth is wrong."""
     torch.manual_seed(0)
     images, clean = images_and_labels()
+    num = 2 * len(images) // 3
+    held_out = (images[num:], clean[num:])
+    images, clean = images[:num], clean[:num]
     wrong = torch.rand(len(clean)) < 0.1
     labels = torch.where(wrong, (clean + torch.randint(1, 10, clean.shape)) % 10, clean)
     net, data = conv_net(), af.Batches((images, labels))
@@ -52,8 +55,9 @@ def factory(epochs: int = 30) -> af.Trained:
         optimizer.step()
         schedule.step()
     return af.Trained(
-        net.eval(), data, classes=[str(k) for k in range(10)], wrong=wrong, epochs=epochs
-    )
+        net.eval(), data, test=held_out, classes=[str(k) for k in range(10)], wrong=wrong,
+        epochs=epochs,
+    )  # fmt: skip
 
 
 # %%

@@ -15,7 +15,7 @@ from afterfit.cli.demo import digits, train_network
 from afterfit.cli.demo_graph import digits_graph
 from afterfit.cli.edges import edges, graph_parts, tell
 from afterfit.cli.factory import FactoryError, load_trained
-from afterfit.cli.sharpness import audit, sharpness
+from afterfit.cli.sharpness import audit, sharpness, uncertainty
 from afterfit.evaluate.threshold import budget_cut, expected_false_discovery_cut, otsu_cut
 from afterfit.influence import baselines
 from afterfit.influence.gex import GEX, published
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 app.command()(sharpness)
 app.command()(audit)
+app.command()(uncertainty)
 app.command()(edges)
 
 SCORES = {

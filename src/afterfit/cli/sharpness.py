@@ -1,4 +1,4 @@
-"""``afterfit sharpness`` and ``afterfit audit``."""
+"""``afterfit sharpness``, ``afterfit audit`` and ``afterfit uncertainty``."""
 
 import math
 from pathlib import Path
@@ -10,6 +10,7 @@ from rich.table import Table
 from afterfit.cli.console import Factory, Folder, Seed, Threads, console, say, set_threads
 from afterfit.cli.factory import load_trained
 from afterfit.workflows.sharpness_run import run_audit, run_sharpness
+from afterfit.workflows.uncertainty_run import run_uncertainty
 
 Samples = Annotated[int, typer.Option(help="Training samples to measure on, drawn at random.")]
 
@@ -63,4 +64,29 @@ def audit(
     console.print(str(run.audit))
     for broken in run.audit.broken:
         console.print(broken)
+    console.print(f"report: {run.report}", soft_wrap=True)
+
+
+def uncertainty(
+    factory: Factory,
+    out: Folder = Path("runs/uncertainty"),
+    samples: Samples = 2000,
+    seed: Seed = 0,
+    threads: Threads = 0,
+) -> None:
+    """Compare ways to say how sure the network is, on its held-out data, and keep the best."""
+    set_threads(threads)
+    trained = load_trained(factory)
+    run = run_uncertainty(
+        trained, out, samples=samples, seed=seed, title=f"Uncertainty of {factory}", say=say
+    )
+    found = run.calibration.table
+    shown = [c for c in ("nll", "nll_stderr", "test_nll", "test_ece", "test_crps") if c in found]
+    table = Table(title="ways to predict, the best first")
+    for column in ("way", *shown, "chosen"):
+        table.add_column(column, justify="left" if column in ("way", "chosen") else "right")
+    for name, row in found.iterrows():
+        numbers = [f"{row[column]:.4g}" for column in shown]
+        table.add_row(str(name), *numbers, str(row["chosen"]))
+    console.print(table)
     console.print(f"report: {run.report}", soft_wrap=True)

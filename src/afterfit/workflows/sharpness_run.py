@@ -150,9 +150,9 @@ def drawn_part(data: Batches, samples: int, seed: int) -> Batches:
 
 def _certificate(trained: Trained, problem: Problem, seed: int, say: Say) -> Certificate | None:
     """The bound on connectivity, where there are held-out samples with classes."""
-    if trained.test is None:
+    held_out = trained.held_out()
+    if held_out is None:
         return None
-    held_out = trained.test if isinstance(trained.test, Batches) else Batches(trained.test)
     targets = held_out.targets()
     if targets.is_floating_point() or targets.ndim != 1:
         return None

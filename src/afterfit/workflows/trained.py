@@ -63,3 +63,9 @@ class Trained:
         if self.fit is None or isinstance(self.fit, TrainingStream):
             return self.fit
         return TrainingStream(self.fit)
+
+    def held_out(self) -> Batches | None:
+        """Held-out data in a fixed order, or None where there are none."""
+        if self.test is None or isinstance(self.test, Batches):
+            return self.test
+        return Batches(self.test)
