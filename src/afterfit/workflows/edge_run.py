@@ -70,7 +70,7 @@ class EdgeRun:
     influence: EdgeInfluence
     rectified: Rectified | None
     folder: Path
-    figures: dict[str, float]
+    figures: dict[str, float | int]
 
     @property
     def report(self) -> Path:
@@ -164,8 +164,8 @@ def pairs_of_opponents(
 
 def _figures(
     influence: EdgeInfluence, pairs: Pairs, rectified: Rectified | None
-) -> dict[str, float]:
-    figures: dict[str, float] = {
+) -> dict[str, float | int]:
+    figures: dict[str, float | int] = {
         "edges": len(influence.pairs),
         "opponents": len(opponents(influence.score)),
     }
@@ -190,7 +190,7 @@ def _page(
     influence: EdgeInfluence,
     pairs: Pairs,
     rectified: Rectified | None,
-    figures: dict[str, float],
+    figures: dict[str, float | int],
 ) -> Page:
     sections = [
         Section(
@@ -219,7 +219,7 @@ def _page(
     )
 
 
-def _lead(figures: dict[str, float]) -> str:
+def _lead(figures: dict[str, float | int]) -> str:
     share = figures["opponents"] / max(1, figures["edges"])
     lead = f"{figures['opponents']:,} of {figures['edges']:,} edges ({share:.0%}) are opponents."
     if "removed" in figures:
@@ -231,7 +231,7 @@ def _lead(figures: dict[str, float]) -> str:
     return lead
 
 
-def _facts(problem: GraphProblem, figures: dict[str, float]) -> list[tuple[str, str]]:
+def _facts(problem: GraphProblem, figures: dict[str, float | int]) -> list[tuple[str, str]]:
     facts = [
         ("Nodes", f"{problem.num_nodes:,}"),
         ("Training / validation / test nodes", " / ".join(
@@ -252,7 +252,7 @@ def _facts(problem: GraphProblem, figures: dict[str, float]) -> list[tuple[str, 
     return facts
 
 
-def _warnings(rectified: Rectified | None, figures: dict[str, float]) -> list[str]:
+def _warnings(rectified: Rectified | None, figures: dict[str, float | int]) -> list[str]:
     if rectified is None:
         return ["Nothing trains the network again (train_again is not given): no edge was removed."]
     if not figures["removed"]:
