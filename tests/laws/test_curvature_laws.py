@@ -127,7 +127,7 @@ def test_a_part_of_the_network_has_the_part_of_the_matrix(case: Case, curvature:
 
 
 @EVERY
-@pytest.mark.parametrize("case", select("categorical", "poisson"), ids=name_of)
+@pytest.mark.parametrize("case", select("categorical"), ids=name_of)
 def test_samples_read_together_or_apart_give_the_same_sum(case: Case, curvature: str):
     make = CURVATURES[curvature]
     whole = make(case.problem, case.data).to_dense()
