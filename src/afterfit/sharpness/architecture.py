@@ -65,7 +65,7 @@ class Freedom:
     kind: Change
     symmetry: Symmetry
 
-    def change(self, network: nn.Module, spread: float, generator: Generator) -> nn.Module:
+    def change(self, network: nn.Module, spread: float | int, generator: Generator) -> nn.Module:
         """Change a network at random: factors are log-normal with standard deviation `spread`."""
         return _APPLY[self.kind](network, self.symmetry, spread, generator)
 
@@ -76,36 +76,40 @@ class Freedom:
         return f"{self.kind}: {self.symmetry.size} units: {places}"
 
 
-def _scale(network: nn.Module, of: Symmetry, spread: float, generator: Generator) -> nn.Module:
+def _scale(
+    network: nn.Module, of: Symmetry, spread: float | int, generator: Generator
+) -> nn.Module:
     draw = torch.randn(of.size, dtype=torch.float64, generator=generator)
     return scale_units(network, of, (spread * draw).exp())
 
 
-def _scale_all(network: nn.Module, of: Symmetry, spread: float, generator: Generator) -> nn.Module:
+def _scale_all(
+    network: nn.Module, of: Symmetry, spread: float | int, generator: Generator
+) -> nn.Module:
     draw = torch.randn(1, dtype=torch.float64, generator=generator)
     return scale_units(network, of, (spread * draw).exp().expand(of.size))
 
 
-def _flip(network: nn.Module, of: Symmetry, _: float, generator: Generator) -> nn.Module:
+def _flip(network: nn.Module, of: Symmetry, _: float | int, generator: Generator) -> nn.Module:
     heads = torch.randint(2, (of.size,), generator=generator).double()
     heads[0] = 0  # at least one unit is flipped
     return scale_units(network, of, 2 * heads - 1)
 
 
-def _permute(network: nn.Module, of: Symmetry, _: float, generator: Generator) -> nn.Module:
+def _permute(network: nn.Module, of: Symmetry, _: float | int, generator: Generator) -> nn.Module:
     order = torch.randperm(of.size, generator=generator)
     moved = order.roll(1) if torch.equal(order, torch.arange(of.size)) else order
     return permute_units(network, of, moved)
 
 
-def _mix(network: nn.Module, of: Symmetry, spread: float, generator: Generator) -> nn.Module:
+def _mix(network: nn.Module, of: Symmetry, spread: float | int, generator: Generator) -> nn.Module:
     """Mix neighbors: they belong to one head."""
     blocks = torch.randn(of.size // 2, 2, 2, dtype=torch.float64, generator=generator)
     blocks = torch.eye(2, dtype=torch.float64) + min(spread, 1.0) * 0.5 * blocks
     return mix_units(network, of, torch.block_diag(*blocks))
 
 
-_APPLY: dict[Change, Callable[[nn.Module, Symmetry, float, Generator], nn.Module]] = {
+_APPLY: dict[Change, Callable[[nn.Module, Symmetry, float | int, Generator], nn.Module]] = {
     "layer": _scale_all,
     "node": _scale,
     "normalization": _scale,

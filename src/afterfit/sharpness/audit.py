@@ -174,7 +174,7 @@ def _(value: Sharpness) -> frozenset[Change]:
 @singledispatch
 def as_tensor(value: Any) -> Tensor:
     """Numbers of a result, in float64."""
-    return torch.as_tensor(value).detach().double().cpu().reshape(-1)
+    return torch.as_tensor(value, dtype=torch.float64).detach().cpu().reshape(-1)
 
 
 @as_tensor.register
