@@ -13,11 +13,11 @@ from afterfit.problem import Batches, Gaussian, Problem
 from afterfit.problem.problem import move
 from afterfit.sharpness.rescaling import (
     adapt_epsilon,
-    change_of_outputs,
     evaluate,
     mix_units,
     permute_units,
     private_copy,
+    relative_change,
     scale_units,
     tensors_of,
     verify,
@@ -46,7 +46,7 @@ linear combinations of units between which everything is linear, no diagonal res
 """
 
 TOLERANCE = 1e-8
-_PREVIEW = 8
+_PREVIEW = 4
 
 
 @final
@@ -180,15 +180,16 @@ def explore(module: nn.Module, data: Batches, seed: int = 0) -> Architecture:
     Parameters
     ----------
     data
-        Inputs on which the function is compared; the targets do not matter. A few dozen samples
-        are read.
+        Inputs on which the function is compared; the targets do not matter. Some eight samples
+        are read, more where there are many tensors and few outputs.
     """
     generator = Generator().manual_seed(seed)
     network = private_copy(module)
     inputs = _some_inputs(network, data)
     elsewhere = generic(private_copy(module), 0.3, generator)
     there = Problem.from_module(without_epsilon(elsewhere), Gaussian())
-    trial = _Trial(network, elsewhere, inputs, generator)
+    points = tuple((one, evaluate(one, inputs)) for one in (elsewhere, network))
+    trial = _Trial(network, points, inputs, generator)
     found = find_scalings(there, inputs, generator)
     scalings = [kept for symmetry in found for kept in trial.of_scaling(symmetry)]
     tried = (*(one.symmetry for one in scalings if one.kind != "layer"), *_pairs(network, scalings))
@@ -210,7 +211,7 @@ class _Trial:
     """Tries changes at the trained parameters and at others."""
 
     network: nn.Module
-    elsewhere: nn.Module
+    points: tuple[tuple[nn.Module, Tensor], ...]
     inputs: Inputs
     generator: Generator
 
@@ -218,16 +219,16 @@ class _Trial:
         """Whether a random change of this kind preserves both functions."""
         if freedom.kind == "mixing" and (freedom.symmetry.size % 2 or _is_elementwise(freedom)):
             return False
-        return all(self._preserved(one, freedom) for one in (self.elsewhere, self.network))
+        return all(self._preserved(one, outputs, freedom) for one, outputs in self.points)
 
-    def _preserved(self, network: nn.Module, freedom: Freedom) -> bool:
+    def _preserved(self, network: nn.Module, outputs: Tensor, freedom: Freedom) -> bool:
         changed = freedom.change(network, 0.7, self.generator)
-        if change_of_outputs(network, changed, self.inputs) <= TOLERANCE:
+        if relative_change(outputs, evaluate(changed, self.inputs)) <= TOLERANCE:
             return True
         if freedom.kind not in ("layer", "normalization"):
             return False
         adapted = adapt_epsilon(network, changed, self.inputs)
-        return change_of_outputs(network, adapted, self.inputs) <= TOLERANCE
+        return relative_change(outputs, evaluate(adapted, self.inputs)) <= TOLERANCE
 
     def of_scaling(self, symmetry: Symmetry) -> Iterator[Freedom]:
         """Scale units apart where that preserves the function, and all together where that does."""
@@ -342,6 +343,6 @@ def _some_inputs(network: nn.Module, data: Batches) -> Inputs:
     device = next(network.parameters()).device
     first = in_double(data.subset(torch.arange(1)), device)
     width = evaluate(network, first.fetch(torch.arange(1)).inputs).numel()
-    wanted = max(32, 2 * (len(tensors_of(network)) + 8) // width)
+    wanted = max(8, 2 * (len(tensors_of(network)) + 8) // width + 1)
     some = in_double(data.subset(torch.arange(min(data.num_samples, wanted))), device)
     return some.fetch(torch.arange(some.num_samples)).inputs
