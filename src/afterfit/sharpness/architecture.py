@@ -3,14 +3,13 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal, final, get_args
+from typing import Literal, final, get_args
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.utils._pytree import tree_map
 
 from afterfit.problem import Batches, Gaussian, Problem
-from afterfit.problem.problem import move
+from afterfit.sharpness.precision import in_double
 from afterfit.sharpness.rescaling import (
     adapt_epsilon,
     evaluate,
@@ -193,16 +192,8 @@ def explore(module: nn.Module, data: Batches, seed: int = 0) -> Architecture:
     found = find_scalings(there, inputs, generator)
     scalings = [kept for symmetry in found for kept in trial.of_scaling(symmetry)]
     tried = (*(one.symmetry for one in scalings if one.kind != "layer"), *_pairs(network, scalings))
-    moves = [
-        Freedom(kind, symmetry)
-        for symmetry in tried
-        for kind in _MOVES
-        if symmetry.size > 1 and trial.holds(Freedom(kind, symmetry))
-    ]
+    moves = [move for symmetry in tried for move in trial.of_moves(symmetry)]
     return Architecture(network, tuple(_distinct([*scalings, *moves])), inputs)
-
-
-_MOVES: tuple[Change, ...] = ("sign", "permutation", "mixing")
 
 
 @final
@@ -229,6 +220,22 @@ class _Trial:
             return False
         adapted = adapt_epsilon(network, changed, self.inputs)
         return relative_change(outputs, evaluate(adapted, self.inputs)) <= TOLERANCE
+
+    def of_moves(self, symmetry: Symmetry) -> Iterator[Freedom]:
+        """Flip and permute units; mix them only where signs show that all between is linear."""
+        if symmetry.size == 1:
+            return
+        sign, permutation, mixing = (
+            Freedom("sign", symmetry),
+            Freedom("permutation", symmetry),
+            Freedom("mixing", symmetry),
+        )
+        if self.holds(permutation):
+            yield permutation
+        if self.holds(sign):
+            yield sign
+            if self.holds(mixing):
+                yield mixing
 
     def of_scaling(self, symmetry: Symmetry) -> Iterator[Freedom]:
         """Scale units apart where that preserves the function, and all together where that does."""
@@ -298,15 +305,22 @@ def _written(network: nn.Module) -> Iterator[tuple[int, tuple[Part, ...]]]:
             modules.setdefault(name.rpartition(".")[0], []).append(name)
     owners = [[name for name in group if tensors[name].ndim] for group in modules.values()]
     owners = [group for group in owners if group]
+    buffers = {name for name, _ in network.named_buffers()}
     for place, group in enumerate(owners):
         size = len(tensors[group[0]])
-        own = tuple(Part(name, 0) for name in group if len(tensors[name]) == size)
+        own = [_rows(name) for name in group if len(tensors[name]) == size]
         after = names.index(group[0]) + 1
-        yield after, tuple(part for part in own if not part.name.endswith("running_var"))
         following = owners[place + 1] if place + 1 < len(owners) else []
         if following and all(tensors[name].shape == (size,) for name in following):
-            joined = tuple(Part(name, 0) for name in following)
-            yield after, (*own, *joined)
+            own += [_rows(name) for name in following]
+        yield after, tuple(own)
+        if buffers.intersection(group):  # a normalization's scale and shift, without its statistics
+            yield after, tuple(part for part in own if part.name not in buffers)
+
+
+def _rows(name: str) -> Part:
+    """Rows of a tensor; a variance does not change its sign."""
+    return Part(name, 0, exponent=2.0 if name.endswith("running_var") else 1.0)
 
 
 def _distinct(freedoms: list[Freedom]) -> list[Freedom]:
@@ -316,26 +330,6 @@ def _distinct(freedoms: list[Freedom]) -> list[Freedom]:
         where = frozenset((p.name, p.axis, p.start) for p in freedom.symmetry.parts)
         seen.setdefault((freedom.kind, where), freedom)
     return list(seen.values())
-
-
-def in_double(data: Batches, device: torch.device) -> Batches:
-    """Copy samples with their floating numbers in float64."""
-    _, inputs, targets = data.fetch(torch.arange(data.num_samples))
-    cast = tree_map(_double, (move(inputs, device), targets))
-    found, y = cast
-    if isinstance(found, Tensor):
-        return Batches((found, y), data.batch_size, data.ids)
-    if isinstance(found, tuple):
-        return Batches((*found, y), data.batch_size, data.ids)
-    rows = [
-        {**{key: column[i] for key, column in found.items()}, "labels": y[i]}
-        for i in range(data.num_samples)
-    ]
-    return Batches(rows, data.batch_size, data.ids)
-
-
-def _double(leaf: Any) -> Any:
-    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def _some_inputs(network: nn.Module, data: Batches) -> Inputs:
