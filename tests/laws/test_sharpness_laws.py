@@ -19,6 +19,8 @@ from afterfit.sharpness.architecture import Architecture, explore
 from afterfit.sharpness.measures import (
     connectivity_curvature,
     connectivity_sharpness,
+    estimate_connectivity_curvature,
+    estimate_connectivity_sharpness,
     fisher_rao_norm,
     fisher_trace,
     normalized_connectivity_sharpness,
@@ -120,6 +122,18 @@ def test_connectivity_sharpness_and_its_kin_ignore_rescaling(name: str, kind: st
     kept = slice(None) if kind != "permutation" else slice(0, -1)  # draws are not permuted
     for first, second in zip(here[kept], there[kept], strict=True):
         require_equal(first, second, 1e-9 if kind == "permutation" else EXACT)
+
+
+@every_pair
+def test_estimates_at_a_seed_ignore_rescaling(name: str, kind: str):
+    """Probes live in the outputs, which do not change, and not in the parameters, which do."""
+    problem, data = before(name)
+    for estimate in (estimate_connectivity_sharpness, estimate_connectivity_curvature):
+        here, there = (
+            estimate(p, data, 3, Generator().manual_seed(0)) for p in (problem, changed(name, kind))
+        )
+        require_equal(numbers(here.total), numbers(there.total), 1e-9)
+        require_equal(numbers(here.stderr), numbers(there.stderr), 1e-8)
 
 
 @every_pair

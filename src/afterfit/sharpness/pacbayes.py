@@ -217,10 +217,11 @@ def kl_inverse(risk: float | int, budget: float | int) -> float:
     if risk == 1 or budget == 0:
         return float(risk)
     top = math.nextafter(1.0, 0.0)
-    if binary_kl(risk, top) <= budget:
+    safe = budget + 1e-15  # above the rounding of kl itself, and the root above its own below
+    if binary_kl(risk, top) <= safe:
         return 1.0
-    root = brentq(lambda p: binary_kl(risk, p) - budget, max(risk, 5e-324), top, xtol=1e-15)
-    return min(1.0, cast(float, root) + 1e-14)  # the root, rounded towards the safe side
+    root = brentq(lambda p: binary_kl(risk, p) - safe, max(risk, 5e-324), top, xtol=1e-15)
+    return min(1.0, cast(float, root) + 1e-14)
 
 
 def binary_kl(q: float | int, p: float | int) -> float:
