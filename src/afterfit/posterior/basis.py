@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from afterfit.curvature import jacobian_rows
+from afterfit.posterior.projection import projected_jacobians
 from afterfit.problem.data import Batches
 from afterfit.problem.problem import Problem
 
@@ -89,14 +90,17 @@ class DenseBasis:
         self, problem: Problem, data: Batches, weighting: Weighting, memory_budget: int
     ) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "B C C"]]]:
         roots = weighting.weights.sqrt()
+        if self._complete:
+            found = projected_jacobians(problem, data, weighting.prior, self.vectors, memory_budget)
+            for index, inner in found:
+                yield index, (inner * roots) @ (inner * roots).mT
+            return
         for index, jacobian in jacobian_rows(problem, data, memory_budget // 2):
             rows = jacobian * weighting.prior
             inner = rows @ self.vectors
+            outside = rows - inner @ self.vectors.mT
             seen = (inner * roots) @ (inner * roots).mT
-            if not self._complete:
-                outside = rows - inner @ self.vectors.mT
-                seen = seen + weighting.rest * outside @ outside.mT
-            yield index, seen
+            yield index, seen + weighting.rest * outside @ outside.mT
 
     @property
     def _complete(self) -> bool:
