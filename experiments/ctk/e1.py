@@ -17,7 +17,7 @@ from rescalings import BLOCKS, affine, before_norm
 from torch import Generator, Tensor, nn
 
 from afterfit import Batches, Categorical, Problem
-from afterfit.curvature import hessian, ntk
+from afterfit.curvature import hessian, jacobian
 from afterfit.linalg.trace import Hutchinson, estimate_trace
 from afterfit.problem import connectivity, outputs
 from afterfit.sharpness import (
@@ -98,8 +98,8 @@ def divergence(problem: Problem, data: Batches) -> float:
 
 def predictive_variance(problem: Problem, train_data: Batches, test: Batches) -> float:
     """Mean variance of a logit of a new sample under the linearized posterior."""
-    kernel = ntk(problem, train_data).matrix
-    cross, own = ntk(problem, test, train_data).matrix, ntk(problem, test).matrix.diagonal()
+    here, there = jacobian(problem, train_data).matrix, jacobian(problem, test).matrix
+    kernel, cross, own = here @ here.mT, there @ here.mT, there.square().sum(1)
     ridge = torch.eye(len(kernel), dtype=kernel.dtype) / SCALES.ratio
     explained = (cross * torch.linalg.solve(kernel + ridge, cross.mT).mT).sum(1)
     return float(SCALES.prior**2 * (own - explained).mean())

@@ -1,6 +1,7 @@
-"""Whole jobs: find, explain and correct wrong labels; choose how to predict with uncertainty."""
+"""Whole jobs: correct wrong labels, compare trained networks, predict with uncertainty."""
 
 from afterfit.workflows.calibrate import Calibration, calibrate
+from afterfit.workflows.compare import Comparison, compare, generalization_gap
 from afterfit.workflows.label_run import LabelRun, run_labels
 from afterfit.workflows.labels import (
     LabelAnalysis,
@@ -27,6 +28,7 @@ from afterfit.workflows.verify import verify
 __all__ = [
     "Calibration",
     "Candidate",
+    "Comparison",
     "LabelAnalysis",
     "LabelRun",
     "LinearizedLaplace",
@@ -36,8 +38,10 @@ __all__ = [
     "WalkedEnsemble",
     "analyze_labels",
     "calibrate",
+    "compare",
     "corrected_labels",
     "find_label_issues",
+    "generalization_gap",
     "prune",
     "prune_easy",
     "relabel",
