@@ -17,7 +17,7 @@ from afterfit.problem.persample import flatten, outputs, unflatten
 from afterfit.problem.problem import Problem
 from afterfit.problem.transform import restrict
 
-_ENTRIES_AT_ONCE = 2**26
+_ENTRIES_AT_ONCE = 2**22
 """Entries of the gradients at the outputs of layers that are held together."""
 
 Columns = Callable[[Float[Tensor, "B C"]], Float[Tensor, "B C R"]]
@@ -110,16 +110,15 @@ def pulled_columns(trace: Trace, columns: Float[Tensor, "B C R"]) -> Iterator[tu
     """Gradients at the output of each call for all columns, (K, B, …), some columns at a time."""
     size = sum(probe.numel() for probe in trace.probes)
     for chosen in columns.movedim(-1, 0).split(max(1, _ENTRIES_AT_ONCE // max(size, 1))):
-        pulled = [trace.pull(cotangent) for cotangent in chosen]
-        yield tuple(torch.stack(part) for part in zip(*pulled, strict=True))
+        yield trace.pull(chosen)
 
 
 def add_squares(trace: Trace, pulled: Sequence[Tensor], total: Float[Tensor, " P"]) -> None:
     """Add the squared gradients of all calls, each pulled back along several columns (K, B, …)."""
     tied = shared_names(trace.calls)
-    for call, entered, g in zip(trace.calls, trace.activations, pulled, strict=True):
+    for i, (call, g) in enumerate(zip(trace.calls, pulled, strict=True)):
         if not any(slot.name in tied for slot in call.slots):
-            call.add_squares(entered, g, total)
+            call.add_squares(trace.entered(i), g, total)
     if tied:
         for column in range(len(pulled[0])):
             for slot, rows in joined_gradients(trace, [g[column] for g in pulled], tied):
@@ -132,9 +131,9 @@ def joined_gradients(
 ) -> Iterator[tuple[Slot, Tensor]]:
     """Gradients (B, n) of some parameters, by sample, summed over the calls that use them."""
     sums: dict[str, tuple[Slot, Tensor]] = {}
-    for call, entered, g in zip(trace.calls, trace.activations, pulled, strict=True):
+    for i, (call, g) in enumerate(zip(trace.calls, pulled, strict=True)):
         if any(slot.name in names for slot in call.slots):
-            for slot, rows in call.gradients(entered, g):
+            for slot, rows in call.gradients(trace.entered(i), g):
                 if slot.name not in names:
                     continue
                 new = rows.new_zeros(len(rows), slot.length)

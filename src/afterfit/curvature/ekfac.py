@@ -36,7 +36,7 @@ def ekfac(
     0.01 % of the exact diagonal of the block is added to each factor before its eigenvectors are
     taken. Two passes over the data, three in relative coordinates.
 
-    Parameters, errors: as for :func:`kfac`.
+    Parameters and errors are those of :func:`kfac`; `sharing` decides about the basis alone.
 
     References
     ----------

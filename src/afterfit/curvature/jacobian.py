@@ -11,7 +11,7 @@ from afterfit.linalg.structured import Dense
 from afterfit.problem._autodiff import batched_jacobians
 from afterfit.problem._autodiff import jacobian as jacobian_of
 from afterfit.problem.data import Batch, Batches
-from afterfit.problem.persample import GIBIBYTE, has_leading_axis, outputs
+from afterfit.problem.persample import GIBIBYTE, has_leading_axis
 from afterfit.problem.problem import Problem, move
 from afterfit.typing import Inputs, Params
 
@@ -27,7 +27,9 @@ def num_outputs(problem: Problem, data: Batches) -> int:
     ValueError
         If the outputs are not one row for each sample.
     """
-    found = outputs(problem, data.subset(torch.arange(1)))
+    inputs = move(data.fetch(torch.arange(1)).inputs, problem.device)
+    with torch.inference_mode():
+        found = problem.forward(problem.params, inputs)
     if found.ndim != 2 or len(found) != 1:
         message = (
             f"the network returned outputs of shape {tuple(found.shape)} for one sample, expected "
@@ -131,9 +133,11 @@ def ntk(problem: Problem, data: Batches, other: Batches | None = None) -> Dense:
         rows = slice(int(index[0]) * count, (int(index[-1]) + 1) * count)
         for at, right in _from(problem, columns, int(index[0]) if other is None else 0):
             chosen = slice(int(at[0]) * count, (int(at[-1]) + 1) * count)
-            kernel[rows, chosen] = left.flatten(0, 1) @ right.flatten(0, 1).mT
+            block = left.flatten(0, 1) @ right.flatten(0, 1).mT
             if other is None:
-                kernel[chosen, rows] = kernel[rows, chosen].mT
+                block = (block + block.mT) / 2 if chosen == rows else block
+                kernel[chosen, rows] = block.mT
+            kernel[rows, chosen] = block
     return Dense(kernel, is_symmetric=other is None, is_psd=other is None)
 
 

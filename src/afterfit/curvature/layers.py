@@ -8,13 +8,12 @@ single sample for all parameters at once.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import final
 
 import torch
 from torch import Tensor
 
-_ENTRIES_AT_ONCE = 2**25
+_ENTRIES_AT_ONCE = 2**20
 """Entries of the per-sample gradients of one layer that are held together."""
 
 
@@ -58,10 +57,14 @@ class Call(ABC):
         """The parameters that it uses."""
 
     @abstractmethod
+    def prepare(self, activations: Tensor) -> Tensor:
+        """Turn activations (B, …) into what the other methods take, once for all columns."""
+
+    @abstractmethod
     def gradients(self, entered: Tensor, pulled: Tensor) -> Iterator[tuple[Slot, Tensor]]:
         """Gradient of every sample, (B, *size) for each slot.
 
-        ``entered`` are the activations (B, …) and ``pulled`` the gradients at the output (B, …).
+        ``entered`` are prepared activations (B, …), ``pulled`` the gradients at the output (B, …).
         """
 
     @abstractmethod
@@ -103,45 +106,62 @@ class Multiply(Call):
     def slots(self) -> tuple[Slot, ...]:
         return tuple(slot for slot in (self.weight, self.bias) if slot is not None)
 
+    def prepare(self, activations: Tensor) -> Tensor:
+        return activations if self.weight is None else self.patches(activations)
+
     def gradients(self, entered: Tensor, pulled: Tensor) -> Iterator[tuple[Slot, Tensor]]:
         g = self.channels(pulled)
         if self.weight is not None:
-            yield self.weight, _outer(self.patches(entered), g)
+            yield self.weight, _outer(entered, g)
         if self.bias is not None:
             yield self.bias, g.sum(1)
 
     def add_squares(self, entered: Tensor, pulled: Tensor, total: Tensor) -> None:
-        g = self.channels(pulled.flatten(0, 1)).unflatten(0, pulled.shape[:2])
+        g = self._by_sample(pulled)
         if self.bias is not None:
             self.bias.of(total).add_(g.sum(2).square().sum((0, 1)))
         if self.weight is None:
             return
-        a, into = self.patches(entered), self.weight.of(total)
+        into, (groups, out, width) = self.weight.of(total), self.weight.size
         if g.shape[2] == 1:  # one position: the square of an outer product is that of its factors
-            into.add_(torch.einsum("bgo,bgi->goi", g.square().sum(0)[:, 0], a.square()[:, 0]))
+            into.add_(
+                torch.einsum("bgo,bgi->goi", g[:, :, 0].square().sum(1), entered[:, 0].square())
+            )
             return
-        chunk = max(1, _ENTRIES_AT_ONCE // prod(self.weight.size))
-        for column in g:
-            for some_a, some_g in zip(a.split(chunk), column.split(chunk), strict=True):
-                into.add_(_outer(some_a, some_g).square().sum(0))
+        rows = torch.zeros(groups, g.shape[1] * out, width, dtype=g.dtype, device=g.device)
+        for part, _ in self._outer_products(entered, g):
+            rows += part.square_().sum(0)
+        into.add_(rows.unflatten(1, (-1, out)).sum(1))
 
     def squared_norms(self, entered: Tensor, pulled: Tensor, weights: Tensor) -> Tensor:
-        g = self.channels(pulled.flatten(0, 1)).unflatten(0, pulled.shape[:2])
+        g = self._by_sample(pulled)
         norms = g.new_zeros(g.shape[:2])
         if self.bias is not None:
             norms = (g.sum(2).square() * self.bias.of(weights)).sum((2, 3))
         if self.weight is None:
-            return norms
-        a, factor = self.patches(entered), self.weight.of(weights)
+            return norms.mT
+        factor = self.weight.of(weights)
         if g.shape[2] == 1:
-            through = torch.einsum("kbgo,goi->kbgi", g[:, :, 0].square(), factor)
-            return norms + (through * a[:, 0].square()).sum((2, 3))
-        chunk = max(1, _ENTRIES_AT_ONCE // prod(self.weight.size))
-        for column, row in zip(g, norms, strict=True):
-            parts = zip(a.split(chunk), column.split(chunk), row.split(chunk), strict=True)
-            for some_a, some_g, part in parts:
-                part += (_outer(some_a, some_g).square() * factor).sum((1, 2, 3))
-        return norms
+            through = torch.einsum("bkgo,goi->bkgi", g[:, :, 0].square(), factor)
+            return (norms + (through * entered[:, :1].square()).sum((2, 3))).mT
+        for part, chosen in self._outer_products(entered, g):
+            squares = part.square_().unflatten(2, (g.shape[1], -1)).movedim(2, 1)
+            norms[chosen] += squares.flatten(2) @ factor.flatten()
+        return norms.mT
+
+    def _by_sample(self, pulled: Tensor) -> Tensor:
+        """Gradients (K, B, …) as (B, K, S, groups, out)."""
+        first = pulled.movedim(0, 1)
+        return self.channels(first.flatten(0, 1)).unflatten(0, first.shape[:2])
+
+    def _outer_products(self, a: Tensor, g: Tensor) -> Iterator[tuple[Tensor, slice]]:
+        """Gradients of all columns, (b, groups, K out, in), some samples b at a time."""
+        columns = g.permute(0, 3, 1, 4, 2).flatten(2, 3)
+        patches = a.permute(0, 2, 1, 3)
+        chunk = max(1, _ENTRIES_AT_ONCE // (columns[0, :, :, 0].numel() * a.shape[-1]))
+        for start in range(0, len(a), chunk):
+            chosen = slice(start, start + chunk)
+            yield columns[chosen] @ patches[chosen], chosen
 
 
 def _outer(a: Tensor, g: Tensor) -> Tensor:
@@ -173,6 +193,9 @@ class Broadcast(Call):
     @property
     def slots(self) -> tuple[Slot, ...]:
         return tuple(slot for slot in (self.weight, self.bias) if slot is not None)
+
+    def prepare(self, activations: Tensor) -> Tensor:
+        return activations
 
     def gradients(self, entered: Tensor, pulled: Tensor) -> Iterator[tuple[Slot, Tensor]]:
         g = self.part(pulled)
@@ -221,6 +244,9 @@ class Look(Call):
     @property
     def slots(self) -> tuple[Slot, ...]:
         return (self.table,)
+
+    def prepare(self, activations: Tensor) -> Tensor:
+        return activations
 
     def gradients(self, entered: Tensor, pulled: Tensor) -> Iterator[tuple[Slot, Tensor]]:
         size, width = self.table.size

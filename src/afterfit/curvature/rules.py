@@ -131,8 +131,9 @@ class Channels:
 
     def __call__(self, tensor: Tensor) -> Tensor:
         x = tensor.reshape(len(tensor), -1, *tensor.shape[-self.num_axes - 1 :])
-        x = x.movedim(2, -1)
-        return x.reshape(len(tensor), -1, self.groups, x.shape[-1] // self.groups)
+        rows = x.flatten(3).transpose(2, 3)  # B, images, positions, channels
+        rows = rows[:, 0] if rows.shape[1] == 1 else rows.flatten(1, 2)  # a view of one image
+        return rows.unflatten(2, (self.groups, -1))
 
 
 def _convolution(num: int) -> Callable[..., Described]:

@@ -120,9 +120,9 @@ def _norms(
 ) -> Float[Tensor, "K B"]:
     tied = shared_names(trace.calls)
     norms = trace.outputs.new_zeros(len(pulled[0]), len(trace.outputs))
-    for call, entered, g in zip(trace.calls, trace.activations, pulled, strict=True):
+    for i, (call, g) in enumerate(zip(trace.calls, pulled, strict=True)):
         if not any(slot.name in tied for slot in call.slots):
-            norms += call.squared_norms(entered, g, weights)
+            norms += call.squared_norms(trace.entered(i), g, weights)
     if tied:
         for row, *columns in zip(norms, *pulled, strict=True):
             for slot, rows in joined_gradients(trace, columns, tied):

@@ -26,6 +26,12 @@ from afterfit.problem.persample import has_leading_axis
 from afterfit.problem.problem import Problem, move
 from afterfit.typing import Inputs
 
+_ENTRIES_KEPT = 2**26
+"""Entries of prepared activations, such as the patches of convolutions, that a run may hold."""
+
+_SMALL = 2**19
+"""Entries of the gradients at the outputs of layers up to which several columns go together."""
+
 Shapes = list[tuple[torch.Size, torch.dtype]]
 
 
@@ -151,13 +157,45 @@ class Trace:
     calls: tuple[Call, ...]
     activations: tuple[Tensor, ...]
     probes: tuple[Tensor, ...]
+    _kept: dict[int, Tensor] = field(default_factory=dict, init=False)
 
-    def pull(self, cotangent: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of ``(cotangent * outputs).sum()`` at the output of each call, (B, …)."""
+    def entered(self, i: int) -> Tensor:
+        """Prepared activations of one call, kept for the next column where they are small."""
+        if i in self._kept:
+            return self._kept[i]
+        prepared = self.calls[i].prepare(self.activations[i])
+        taken = sum(other.numel() for other in self._kept.values())
+        if taken + prepared.numel() <= _ENTRIES_KEPT:
+            self._kept[i] = prepared
+        return prepared
+
+    def pull(self, cotangents: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of ``(cotangents[k] * outputs).sum()`` at the output of each call, (K, B, …).
+
+        In memory the samples come first. All at once where the backward pass is small (for larger
+        ones a call is no overhead, and caches matter) and can be mapped.
+        """
+        small = sum(probe.numel() for probe in self.probes) <= _SMALL
         with differentiable_attention():
-            return torch.autograd.grad(
-                self.outputs, self.probes, cotangent, retain_graph=True, materialize_grads=True
-            )
+            if small and len(cotangents) > 1:
+                try:
+                    return self._pulled(cotangents, several=True)
+                except torch.cuda.OutOfMemoryError:
+                    raise
+                except RuntimeError:  # no rule to map it; an error of the network comes again below
+                    pass
+            each = [self._pulled(cotangent, several=False) for cotangent in cotangents]
+        return tuple(torch.stack(parts, dim=1).movedim(1, 0) for parts in zip(*each, strict=True))
+
+    def _pulled(self, cotangents: Tensor, several: bool) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(
+            self.outputs,
+            self.probes,
+            cotangents,
+            retain_graph=True,
+            materialize_grads=True,
+            is_grads_batched=several,
+        )
 
 
 @final
@@ -201,8 +239,10 @@ class Tracer:
             raise ValueError(message)
         weights, names = coordinates.weights(problem.params), tuple(problem.params)
         blind = cls(coordinates.network, weights, names, problem.device, {})
-        _, watch = blind._run(move(data.fetch(torch.arange(1)).inputs, problem.device), None)
-        return replace(blind, uncovered=watch.uncovered)
+        first = move(data.fetch(torch.arange(1)).inputs, problem.device)
+        with torch.no_grad():
+            _, watch = blind._run(first, None)
+        return replace(blind, uncovered=watch.uncovered, _shapes={_key(first): watch.shapes})
 
     def traces(self, batch: Batch) -> Iterator[tuple[Tensor, Trace]]:
         """Run a batch: positions within it and what was seen, at once or one sample at a time."""
@@ -244,7 +284,7 @@ class Tracer:
 
     def _probes(self, first: Inputs, size: int) -> tuple[Tensor, ...]:
         """Zeros for the output of each call, with an axis of samples, that take no memory."""
-        key = tuple(leaf.shape for leaf in tree_leaves(first))
+        key = _key(first)
         if key not in self._shapes:
             with torch.no_grad():
                 self._shapes[key] = self._run(first, None)[1].shapes
@@ -258,3 +298,8 @@ class Tracer:
         with differentiable_attention(), watch:
             outputs = self.network(self.weights, inputs)
         return outputs, watch
+
+
+def _key(inputs: Inputs) -> tuple[Any, ...]:
+    """Shapes of the inputs, on which those of all layers depend."""
+    return tuple(x.shape if isinstance(x, Tensor) else str(x) for x in tree_leaves(inputs))

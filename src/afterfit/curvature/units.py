@@ -58,7 +58,7 @@ class Unit:
         if self.weight is None:
             shape = call.channels(trace.probes[i]).shape
             return trace.outputs.new_ones(shape[0], shape[1], 1)
-        a = call.patches(trace.activations[i])[:, :, self.group]
+        a = trace.entered(i)[:, :, self.group]
         if self.bias is None:
             return a
         return torch.cat([a, torch.ones_like(a[..., :1])], dim=-1)
