@@ -9,6 +9,11 @@ from afterfit.sharpness.certificate import (
     ridge_mean,
     zero_mean,
 )
+from afterfit.sharpness.hessian import (
+    estimate_hessian_trace,
+    estimate_relative_flatness,
+    relative_flatness,
+)
 from afterfit.sharpness.measures import (
     connectivity_curvature,
     connectivity_sharpness,
@@ -57,6 +62,8 @@ __all__ = [
     "connectivity_sharpness",
     "estimate_connectivity_curvature",
     "estimate_connectivity_sharpness",
+    "estimate_hessian_trace",
+    "estimate_relative_flatness",
     "explore",
     "fisher_rao_norm",
     "fisher_trace",
@@ -65,6 +72,7 @@ __all__ = [
     "mcallester",
     "normalized_connectivity_sharpness",
     "pac_bayes_bound",
+    "relative_flatness",
     "require_unseen",
     "ridge_mean",
     "seeger",

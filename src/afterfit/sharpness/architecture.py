@@ -3,21 +3,20 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal, final, get_args
+from typing import Literal, final, get_args
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.utils._pytree import tree_map
 
 from afterfit.problem import Batches, Gaussian, Problem
-from afterfit.problem.problem import move
+from afterfit.sharpness.precision import in_double
 from afterfit.sharpness.rescaling import (
     adapt_epsilon,
-    change_of_outputs,
     evaluate,
     mix_units,
     permute_units,
     private_copy,
+    relative_change,
     scale_units,
     tensors_of,
     verify,
@@ -46,7 +45,7 @@ linear combinations of units between which everything is linear, no diagonal res
 """
 
 TOLERANCE = 1e-8
-_PREVIEW = 8
+_PREVIEW = 4
 
 
 @final
@@ -65,7 +64,7 @@ class Freedom:
     kind: Change
     symmetry: Symmetry
 
-    def change(self, network: nn.Module, spread: float, generator: Generator) -> nn.Module:
+    def change(self, network: nn.Module, spread: float | int, generator: Generator) -> nn.Module:
         """Change a network at random: factors are log-normal with standard deviation `spread`."""
         return _APPLY[self.kind](network, self.symmetry, spread, generator)
 
@@ -76,36 +75,40 @@ class Freedom:
         return f"{self.kind}: {self.symmetry.size} units: {places}"
 
 
-def _scale(network: nn.Module, of: Symmetry, spread: float, generator: Generator) -> nn.Module:
+def _scale(
+    network: nn.Module, of: Symmetry, spread: float | int, generator: Generator
+) -> nn.Module:
     draw = torch.randn(of.size, dtype=torch.float64, generator=generator)
     return scale_units(network, of, (spread * draw).exp())
 
 
-def _scale_all(network: nn.Module, of: Symmetry, spread: float, generator: Generator) -> nn.Module:
+def _scale_all(
+    network: nn.Module, of: Symmetry, spread: float | int, generator: Generator
+) -> nn.Module:
     draw = torch.randn(1, dtype=torch.float64, generator=generator)
     return scale_units(network, of, (spread * draw).exp().expand(of.size))
 
 
-def _flip(network: nn.Module, of: Symmetry, _: float, generator: Generator) -> nn.Module:
+def _flip(network: nn.Module, of: Symmetry, _: float | int, generator: Generator) -> nn.Module:
     heads = torch.randint(2, (of.size,), generator=generator).double()
     heads[0] = 0  # at least one unit is flipped
     return scale_units(network, of, 2 * heads - 1)
 
 
-def _permute(network: nn.Module, of: Symmetry, _: float, generator: Generator) -> nn.Module:
+def _permute(network: nn.Module, of: Symmetry, _: float | int, generator: Generator) -> nn.Module:
     order = torch.randperm(of.size, generator=generator)
     moved = order.roll(1) if torch.equal(order, torch.arange(of.size)) else order
     return permute_units(network, of, moved)
 
 
-def _mix(network: nn.Module, of: Symmetry, spread: float, generator: Generator) -> nn.Module:
+def _mix(network: nn.Module, of: Symmetry, spread: float | int, generator: Generator) -> nn.Module:
     """Mix neighbors: they belong to one head."""
     blocks = torch.randn(of.size // 2, 2, 2, dtype=torch.float64, generator=generator)
     blocks = torch.eye(2, dtype=torch.float64) + min(spread, 1.0) * 0.5 * blocks
     return mix_units(network, of, torch.block_diag(*blocks))
 
 
-_APPLY: dict[Change, Callable[[nn.Module, Symmetry, float, Generator], nn.Module]] = {
+_APPLY: dict[Change, Callable[[nn.Module, Symmetry, float | int, Generator], nn.Module]] = {
     "layer": _scale_all,
     "node": _scale,
     "normalization": _scale,
@@ -176,28 +179,21 @@ def explore(module: nn.Module, data: Batches, seed: int = 0) -> Architecture:
     Parameters
     ----------
     data
-        Inputs on which the function is compared; the targets do not matter. A few dozen samples
-        are read.
+        Inputs on which the function is compared; the targets do not matter. Some eight samples
+        are read, more where there are many tensors and few outputs.
     """
     generator = Generator().manual_seed(seed)
     network = private_copy(module)
     inputs = _some_inputs(network, data)
     elsewhere = generic(private_copy(module), 0.3, generator)
     there = Problem.from_module(without_epsilon(elsewhere), Gaussian())
-    trial = _Trial(network, elsewhere, inputs, generator)
+    points = tuple((one, evaluate(one, inputs)) for one in (elsewhere, network))
+    trial = _Trial(network, points, inputs, generator)
     found = find_scalings(there, inputs, generator)
     scalings = [kept for symmetry in found for kept in trial.of_scaling(symmetry)]
     tried = (*(one.symmetry for one in scalings if one.kind != "layer"), *_pairs(network, scalings))
-    moves = [
-        Freedom(kind, symmetry)
-        for symmetry in tried
-        for kind in _MOVES
-        if symmetry.size > 1 and trial.holds(Freedom(kind, symmetry))
-    ]
+    moves = [move for symmetry in tried for move in trial.of_moves(symmetry)]
     return Architecture(network, tuple(_distinct([*scalings, *moves])), inputs)
-
-
-_MOVES: tuple[Change, ...] = ("sign", "permutation", "mixing")
 
 
 @final
@@ -206,7 +202,7 @@ class _Trial:
     """Tries changes at the trained parameters and at others."""
 
     network: nn.Module
-    elsewhere: nn.Module
+    points: tuple[tuple[nn.Module, Tensor], ...]
     inputs: Inputs
     generator: Generator
 
@@ -214,16 +210,32 @@ class _Trial:
         """Whether a random change of this kind preserves both functions."""
         if freedom.kind == "mixing" and (freedom.symmetry.size % 2 or _is_elementwise(freedom)):
             return False
-        return all(self._preserved(one, freedom) for one in (self.elsewhere, self.network))
+        return all(self._preserved(one, outputs, freedom) for one, outputs in self.points)
 
-    def _preserved(self, network: nn.Module, freedom: Freedom) -> bool:
+    def _preserved(self, network: nn.Module, outputs: Tensor, freedom: Freedom) -> bool:
         changed = freedom.change(network, 0.7, self.generator)
-        if change_of_outputs(network, changed, self.inputs) <= TOLERANCE:
+        if relative_change(outputs, evaluate(changed, self.inputs)) <= TOLERANCE:
             return True
         if freedom.kind not in ("layer", "normalization"):
             return False
         adapted = adapt_epsilon(network, changed, self.inputs)
-        return change_of_outputs(network, adapted, self.inputs) <= TOLERANCE
+        return relative_change(outputs, evaluate(adapted, self.inputs)) <= TOLERANCE
+
+    def of_moves(self, symmetry: Symmetry) -> Iterator[Freedom]:
+        """Flip and permute units; mix them only where signs show that all between is linear."""
+        if symmetry.size == 1:
+            return
+        sign, permutation, mixing = (
+            Freedom("sign", symmetry),
+            Freedom("permutation", symmetry),
+            Freedom("mixing", symmetry),
+        )
+        if self.holds(permutation):
+            yield permutation
+        if self.holds(sign):
+            yield sign
+            if self.holds(mixing):
+                yield mixing
 
     def of_scaling(self, symmetry: Symmetry) -> Iterator[Freedom]:
         """Scale units apart where that preserves the function, and all together where that does."""
@@ -293,15 +305,22 @@ def _written(network: nn.Module) -> Iterator[tuple[int, tuple[Part, ...]]]:
             modules.setdefault(name.rpartition(".")[0], []).append(name)
     owners = [[name for name in group if tensors[name].ndim] for group in modules.values()]
     owners = [group for group in owners if group]
+    buffers = {name for name, _ in network.named_buffers()}
     for place, group in enumerate(owners):
         size = len(tensors[group[0]])
-        own = tuple(Part(name, 0) for name in group if len(tensors[name]) == size)
+        own = [_rows(name) for name in group if len(tensors[name]) == size]
         after = names.index(group[0]) + 1
-        yield after, tuple(part for part in own if not part.name.endswith("running_var"))
         following = owners[place + 1] if place + 1 < len(owners) else []
         if following and all(tensors[name].shape == (size,) for name in following):
-            joined = tuple(Part(name, 0) for name in following)
-            yield after, (*own, *joined)
+            own += [_rows(name) for name in following]
+        yield after, tuple(own)
+        if buffers.intersection(group):  # a normalization's scale and shift, without its statistics
+            yield after, tuple(part for part in own if part.name not in buffers)
+
+
+def _rows(name: str) -> Part:
+    """Rows of a tensor; a variance does not change its sign."""
+    return Part(name, 0, exponent=2.0 if name.endswith("running_var") else 1.0)
 
 
 def _distinct(freedoms: list[Freedom]) -> list[Freedom]:
@@ -313,31 +332,11 @@ def _distinct(freedoms: list[Freedom]) -> list[Freedom]:
     return list(seen.values())
 
 
-def in_double(data: Batches, device: torch.device) -> Batches:
-    """Copy samples with their floating numbers in float64."""
-    _, inputs, targets = data.fetch(torch.arange(data.num_samples))
-    cast = tree_map(_double, (move(inputs, device), targets))
-    found, y = cast
-    if isinstance(found, Tensor):
-        return Batches((found, y), data.batch_size, data.ids)
-    if isinstance(found, tuple):
-        return Batches((*found, y), data.batch_size, data.ids)
-    rows = [
-        {**{key: column[i] for key, column in found.items()}, "labels": y[i]}
-        for i in range(data.num_samples)
-    ]
-    return Batches(rows, data.batch_size, data.ids)
-
-
-def _double(leaf: Any) -> Any:
-    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-
 def _some_inputs(network: nn.Module, data: Batches) -> Inputs:
     """As many samples as tell relations apart from coincidences, or all there are."""
     device = next(network.parameters()).device
     first = in_double(data.subset(torch.arange(1)), device)
     width = evaluate(network, first.fetch(torch.arange(1)).inputs).numel()
-    wanted = max(32, 2 * (len(tensors_of(network)) + 8) // width)
+    wanted = max(8, 2 * (len(tensors_of(network)) + 8) // width + 1)
     some = in_double(data.subset(torch.arange(min(data.num_samples, wanted))), device)
     return some.fetch(torch.arange(some.num_samples)).inputs

@@ -14,13 +14,14 @@ from afterfit.linalg import Estimate
 from afterfit.problem.data import Batches
 from afterfit.problem.likelihood import Likelihood
 from afterfit.problem.problem import Problem
-from afterfit.sharpness.architecture import CHANGES, Architecture, Change, explore, in_double
+from afterfit.sharpness.architecture import CHANGES, Architecture, Change, explore
 from afterfit.sharpness.measures import (
     connectivity_sharpness,
     fisher_rao_norm,
     squared_norm,
     tangent_trace,
 )
+from afterfit.sharpness.precision import in_double
 from afterfit.sharpness.result import Sharpness
 
 Measure = Callable[[Problem, Batches], Any]
@@ -174,7 +175,7 @@ def _(value: Sharpness) -> frozenset[Change]:
 @singledispatch
 def as_tensor(value: Any) -> Tensor:
     """Numbers of a result, in float64."""
-    return torch.as_tensor(value).detach().double().cpu().reshape(-1)
+    return torch.as_tensor(value, dtype=torch.float64).detach().cpu().reshape(-1)
 
 
 @as_tensor.register

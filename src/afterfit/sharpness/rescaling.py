@@ -171,7 +171,11 @@ def _input_sizes(network: nn.Module, inputs: Inputs) -> dict[str, float]:
 
 def change_of_outputs(before: nn.Module, after: nn.Module, inputs: Inputs) -> float:
     """Largest change of an output, relative to the largest output; infinite where not finite."""
-    here, there = evaluate(before, inputs), evaluate(after, inputs)
+    return relative_change(evaluate(before, inputs), evaluate(after, inputs))
+
+
+def relative_change(here: Tensor, there: Tensor) -> float:
+    """Largest change of an entry, relative to the largest entry; infinite where not finite."""
     change = float((here - there).abs().max() / here.abs().max().clamp_min(1e-300))
     return change if math.isfinite(change) else math.inf
 

@@ -21,6 +21,9 @@ RESCALINGS = DIAGONAL | _changes("permutation")
 LINEAR = RESCALINGS | _changes("mixing")
 """Rescalings, and linear combinations of units."""
 
+LAYERWISE = _changes("layer", "normalization", "query-key", "sign", "permutation")
+"""What the relative flatness of the last layer is invariant to, where its weight is not tied."""
+
 ORTHOGONAL = _changes("sign", "permutation")
 """What Euclidean distance in parameters is invariant to."""
 

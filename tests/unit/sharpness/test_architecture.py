@@ -8,7 +8,8 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from afterfit.problem import Batches
-from afterfit.sharpness.architecture import CHANGES, Architecture, explore, in_double
+from afterfit.sharpness.architecture import CHANGES, Architecture, explore
+from afterfit.sharpness.precision import in_double
 from afterfit.sharpness.rescaling import (
     adapt_epsilon,
     change_of_outputs,
@@ -126,6 +127,18 @@ def test_gates_and_root_mean_square_norms_are_understood():
     assert (
         "affine: 6 units: norm.weight[u] × a, gate.weight[:, u] ÷ a, up.weight[:, u] ÷ a" in found
     )
+
+
+def test_signs_of_odd_units_behind_a_batch_norm_are_found():
+    def odd() -> nn.Module:
+        norm = nn.BatchNorm1d(6)
+        return nn.Sequential(nn.Linear(5, 6), norm, nn.Tanh(), nn.Linear(6, 3))
+
+    case = made(odd, vectors)
+    found = explore(case.module(), case.data())
+    flipped = [one.symmetry.names for one in found.freedoms if one.kind == "sign"]
+    assert {"1.weight", "1.bias", "3.weight"} in flipped
+    assert {"normalization", "permutation"} <= set(found.kinds)
 
 
 def test_separate_attention_modules_and_squares_and_groups():
