@@ -30,6 +30,8 @@ import torch
 from torch import Tensor, nn
 
 CALLS = 6
+MAX_MEMORY = 8 * 2**30
+"""Bytes of address space of a process: who needs more fails, and the machine does not."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def child(case: Case, who: str, threads: int) -> dict[str, Any]:
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
     fit, predict = ours(case) if who == "afterfit" else theirs(case, who)
