@@ -17,6 +17,7 @@ from afterfit.posterior.predict import (
     Predictive,
     point_prediction,
     predict,
+    predict_at,
     predict_by_members,
     predict_by_outputs,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "one_hot_noise",
     "point_prediction",
     "predict",
+    "predict_at",
     "predict_by_members",
     "predict_by_outputs",
     "randomize_then_optimize",

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from afterfit.curvature import jacobian_rows
+from afterfit.posterior.projection import projected_jacobians
 from afterfit.problem.data import Batches
 from afterfit.problem.problem import Problem
 
@@ -39,29 +40,29 @@ class Basis(Protocol):
         ...
 
     def covariances(
-        self, problem: Problem, data: Batches, weighting: "Weighting", memory_budget: int
-    ) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "B C C"]]]:
+        self, problem: Problem, data: Batches, several: "Weightings", memory_budget: int
+    ) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "A B C C"]]]:
         """Positions and ``J S (V diag(weights) Vᵀ + rest (I - V Vᵀ)) S Jᵀ``, a chunk at a time."""
         ...
 
 
 @final
 @dataclass(frozen=True)
-class Weighting:
-    """A function of a posterior: ``S (V diag(weights) Vᵀ + rest (I - V Vᵀ)) S``.
+class Weightings:
+    """Functions of a posterior ``S (V diag(weights) Vᵀ + rest (I - V Vᵀ)) S``, A of them.
 
     Attributes
     ----------
     weights
-        Not negative, one for each direction, (R,).
+        Not negative, one for each direction, (A, R).
     rest
-        That of all other directions.
+        Those of all other directions, (A,).
     prior
         The diagonal of S, (P,).
     """
 
-    weights: Float[Tensor, " R"]
-    rest: float
+    weights: Float[Tensor, "A R"]
+    rest: Float[Tensor, " A"]
     prior: Float[Tensor, " P"]
 
 
@@ -86,17 +87,19 @@ class DenseBasis:
         return seen if self._complete else seen + rest * (1 - squares.sum(1)).clamp_min(0)
 
     def covariances(
-        self, problem: Problem, data: Batches, weighting: Weighting, memory_budget: int
-    ) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "B C C"]]]:
-        roots = weighting.weights.sqrt()
+        self, problem: Problem, data: Batches, several: Weightings, memory_budget: int
+    ) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "A B C C"]]]:
+        if self._complete:
+            found = projected_jacobians(problem, data, several.prior, self.vectors, memory_budget)
+            for index, inner in found:
+                yield index, grams(inner, several.weights)
+            return
         for index, jacobian in jacobian_rows(problem, data, memory_budget // 2):
-            rows = jacobian * weighting.prior
+            rows = jacobian * several.prior
             inner = rows @ self.vectors
-            seen = (inner * roots) @ (inner * roots).mT
-            if not self._complete:
-                outside = rows - inner @ self.vectors.mT
-                seen = seen + weighting.rest * outside @ outside.mT
-            yield index, seen
+            outside = rows - inner @ self.vectors.mT
+            rest = several.rest[:, None, None, None] * (outside @ outside.mT)
+            yield index, grams(inner, several.weights) + rest
 
     @property
     def _complete(self) -> bool:
@@ -126,12 +129,16 @@ class CoordinateBasis:
         return weights
 
     def covariances(
-        self, problem: Problem, data: Batches, weighting: Weighting, memory_budget: int
-    ) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "B C C"]]]:
-        roots = weighting.prior * weighting.weights.sqrt()
+        self, problem: Problem, data: Batches, several: Weightings, memory_budget: int
+    ) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "A B C C"]]]:
         for index, jacobian in jacobian_rows(problem, data, memory_budget // 2):
-            rows = jacobian * roots
-            yield index, rows @ rows.mT
+            yield index, grams(jacobian * several.prior, several.weights)
+
+
+def grams(rows: Float[Tensor, "B C n"], weights: Float[Tensor, "A n"]) -> Float[Tensor, "A B C C"]:
+    """``rows diag(weights) rowsᵀ`` of each sample for each set of weights."""
+    roots = weights.clamp_min(0).sqrt()
+    return torch.stack([(rows * root) @ (rows * root).mT for root in roots])
 
 
 def basis_of_matrix(matrix: Float[Tensor, "P P"]) -> tuple[DenseBasis, Float[Tensor, " P"]]:

@@ -14,7 +14,7 @@ from afterfit.curvature import Curvature, ggn
 from afterfit.posterior.gaussian import GaussianPosterior, prior_of
 from afterfit.posterior.laplace import laplace
 from afterfit.posterior.link import Link
-from afterfit.posterior.predict import predict
+from afterfit.posterior.predict import predict_at
 from afterfit.problem.data import Batches
 from afterfit.problem.likelihood import Gaussian
 from afterfit.problem.persample import flatten
@@ -123,10 +123,8 @@ def by_validation(
         message = "there are no scales to try, expected at least one"
         raise ValueError(message)
     targets = validation.targets()
-    scores = tuple(
-        float(predict(posterior.scaled(scale), validation, link).losses(targets).mean())
-        for scale in scales
-    )
+    found = predict_at(posterior, scales, validation, link)
+    scores = tuple(float(one.losses(targets).mean()) for one in found)
     best = min(range(len(scores)), key=scores.__getitem__)
     return ScaleSearch(tuple(scales), scores, posterior.scaled(scales[best]))
 

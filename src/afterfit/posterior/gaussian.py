@@ -1,6 +1,6 @@
 """A Gaussian over the coordinates of a problem, centered where training ended."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import final
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from afterfit.posterior.basis import Basis, Weighting
+from afterfit.posterior.basis import Basis, Weightings
 from afterfit.problem.data import Batches
 from afterfit.problem.ensemble import Ensemble, Member, MemoryStore
 from afterfit.problem.persample import GIBIBYTE, flatten, outputs, unflatten
@@ -81,11 +81,21 @@ class GaussianPosterior:
         memory_budget
             Bytes that one chunk may take.
         """
+        for index, mean, covariances in self.covariances_at([self.factor], data, memory_budget):
+            yield index, mean, covariances[0]
+
+    def covariances_at(
+        self, factors: Sequence[float | int], data: Batches, memory_budget: int = GIBIBYTE
+    ) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "B C"], Float[Tensor, "A B C C"]]]:
+        """As :meth:`covariances` for A scales of the prior, with one pass over the data."""
+        at = [self.scaled(factor) for factor in factors]
+        weights = torch.stack([one.variances_along() for one in at])
+        rest = torch.tensor([one.factor**2 for one in at], dtype=torch.float64).to(weights)
+        several = Weightings(weights, rest, self.prior)
         with torch.no_grad():
-            weighting = Weighting(self.variances_along(), self.factor**2, self.prior)
-            parts = self.basis.covariances(self.problem, data, weighting, memory_budget)
-            for index, covariance in parts:
-                yield index, outputs(self.problem, data.subset(index)), covariance
+            parts = self.basis.covariances(self.problem, data, several, memory_budget)
+            for index, covariances in parts:
+                yield index, outputs(self.problem, data.subset(index)), covariances
 
     def variances_along(self) -> Float[Tensor, " R"]:
         """Posterior variance of each direction of the basis, ``α² / (1 + α² λ)``."""

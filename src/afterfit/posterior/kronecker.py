@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from afterfit.curvature import FactoredPart, RowsPart, layer_jacobians
-from afterfit.posterior.basis import Weighting
+from afterfit.posterior.basis import Weightings, grams
 from afterfit.problem.data import Batches
 from afterfit.problem.problem import Problem
 
@@ -46,35 +46,35 @@ class LayerPart:
         squares = self.output_vectors.square() @ grid @ self.input_vectors.square().mT
         return squares.flatten()
 
-    def covariance(
+    def covariances(
         self,
         jacobian: FactoredPart,
         prior: Float[Tensor, " n"],  # noqa: ARG002 (in rows and columns)
-        weights: Float[Tensor, " n"],
+        weights: Float[Tensor, "A n"],
         memory_budget: int,
-    ) -> Float[Tensor, "B C C"]:
+    ) -> Float[Tensor, "A B C C"]:
         """Covariance of the outputs of the network that this layer brings about.
 
         With one position (a layer that sees each sample once) the gradient of an output is
         ``g aᵀ``: rotated and squared, it needs no matrix of the size of the weight for any output.
         """
-        grid = weights.view(len(self.output_vectors), len(self.input_vectors))
+        grid = weights.unflatten(1, (len(self.output_vectors), len(self.input_vectors)))
         a = jacobian.inputs * self.columns @ self.input_vectors
         g = jacobian.outputs * self.rows @ self.output_vectors
         if a.shape[1] == 1:
-            roots = (a[:, 0].square() @ grid.mT).clamp_min(0).sqrt()  # (B, O)
-            return _gram(g[:, :, 0] * roots[:, None, :])
+            roots = (a[:, 0].square() @ grid.mT).clamp_min(0).sqrt()  # (A, B, O)
+            return torch.stack([_gram(g[:, :, 0] * root[:, None]) for root in roots])
         return self._by_rows(a, g, grid, memory_budget)
 
     def _by_rows(
         self, a: Float[Tensor, "B S I"], g: Float[Tensor, "B C S O"], grid: Tensor, budget: int
-    ) -> Float[Tensor, "B C C"]:
+    ) -> Float[Tensor, "A B C C"]:
         """Sum over positions first, for some rows of the weight at a time."""
-        total = g.new_zeros(len(g), g.shape[1], g.shape[1])
+        total = g.new_zeros(len(grid), len(g), g.shape[1], g.shape[1])
         per_row = 2 * prod(g.shape[:2]) * a.shape[2] * g.element_size()
         for chosen in torch.arange(g.shape[3]).split(max(1, budget // per_row)):
             joined = g[..., chosen].mT @ a[:, None]  # (B, C, rows, I)
-            total += _gram((joined * grid[chosen].clamp_min(0).sqrt()).flatten(2))
+            total += grams(joined.flatten(2), grid[:, chosen].flatten(1))
         return total
 
 
@@ -98,17 +98,17 @@ class LoosePart:
     def diagonal(self, weights: Tensor) -> Float[Tensor, " n"]:
         return weights if self.vectors is None else self.vectors.square() @ weights
 
-    def covariance(
+    def covariances(
         self,
         jacobian: RowsPart,
         prior: Float[Tensor, " n"],
-        weights: Float[Tensor, " n"],
+        weights: Float[Tensor, "A n"],
         memory_budget: int,  # noqa: ARG002 (the rows are there already)
-    ) -> Float[Tensor, "B C C"]:
+    ) -> Float[Tensor, "A B C C"]:
         """Covariance of the outputs of the network that these parameters bring about."""
         rows = jacobian.values * prior
         turned = rows if self.vectors is None else rows @ self.vectors
-        return _gram(turned * weights.clamp_min(0).sqrt())
+        return grams(turned, weights)
 
 
 @final
@@ -120,9 +120,9 @@ class BlockBasis:
     positions: tuple[Int[Tensor, " _"], ...]
     structure: str
 
-    def _each(self, weights: Float[Tensor, " P"]) -> Iterator[tuple[Any, Tensor, Tensor]]:
+    def _each(self, weights: Float[Tensor, "*A P"]) -> Iterator[tuple[Any, Tensor, Tensor]]:
         sizes = [len(where) for where in self.positions]
-        yield from zip(self.parts, self.positions, weights.split(sizes), strict=True)
+        yield from zip(self.parts, self.positions, weights.split(sizes, dim=-1), strict=True)
 
     def apply(
         self,
@@ -146,16 +146,16 @@ class BlockBasis:
         return entries
 
     def covariances(
-        self, problem: Problem, data: Batches, weighting: Weighting, memory_budget: int
-    ) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "B C C"]]]:
+        self, problem: Problem, data: Batches, several: Weightings, memory_budget: int
+    ) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "A B C C"]]]:
         starts = {int(where[0]): i for i, where in enumerate(self.positions)}
-        each = list(self._each(weighting.weights))
+        each = list(self._each(several.weights))
         for seen in layer_jacobians(problem, _in_small_batches(problem, data, memory_budget)):
             size = seen.outputs.shape[1]
-            total = seen.outputs.new_zeros(len(seen.index), size, size)
+            total = seen.outputs.new_zeros(len(several.weights), len(seen.index), size, size)
             for found in seen.parts:
                 part, where, own = each[starts[int(found.positions[0])]]
-                total += part.covariance(found, weighting.prior[where], own, memory_budget // 4)
+                total += part.covariances(found, several.prior[where], own, memory_budget // 4)
             yield seen.index, total
 
 

@@ -1,6 +1,6 @@
 """Predictions with their uncertainty, from a Gaussian posterior or from many members."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -103,13 +103,25 @@ def predict(
     linearization", AISTATS: the Laplace posterior of a network is that of its linearization, so it
     is the linearization that must predict.
     """
+    return predict_at(posterior, [posterior.factor], data, link, memory_budget)[0]
+
+
+def predict_at(
+    posterior: GaussianPosterior,
+    factors: Sequence[float | int],
+    data: Batches,
+    link: Link | None = None,
+    memory_budget: int = GIBIBYTE,
+) -> list[Predictive]:
+    """Predict as :func:`predict` with several scales of the prior, in one pass over the data."""
     likelihood = posterior.problem.likelihood
     how = default_link(likelihood) if link is None else link
-    parts = (
-        (mean, covariance, how.push(likelihood, mean, covariance))
-        for _, mean, covariance in posterior.covariances(data, memory_budget)
-    )
-    return _gather(likelihood, parts, data.num_samples, memory_budget)
+    room = memory_budget // (len(factors) * data.num_samples)
+    pieces: list[list[_Piece]] = [[] for _ in factors]
+    for _, mean, covariances in posterior.covariances_at(factors, data, memory_budget):
+        for own, covariance in zip(pieces, covariances, strict=True):
+            own.append(_piece(mean, covariance, how.push(likelihood, mean, covariance), room))
+    return [_gather(likelihood, own) for own in pieces]
 
 
 def predict_by_members(
@@ -138,15 +150,15 @@ def predict_by_outputs(
     if len(rows) < 2:
         message = f"{len(rows)} members, expected at least 2 to average over"
         raise ValueError(message)
-    per_chunk = max(1, memory_budget // (8 * rows.shape[2] * (rows.shape[2] + 4 * len(rows))))
-
-    def parts() -> Iterator[tuple[Tensor, Tensor, Pushed]]:
-        for chunk in rows.split(per_chunk, dim=1):
-            centered = chunk - chunk.mean(0)
-            covariance = torch.einsum("mbc,mbd->bcd", centered, centered) / (len(rows) - 1)
-            yield chunk.mean(0), covariance, from_draws(likelihood, chunk, single)
-
-    return _gather(likelihood, parts(), rows.shape[1], memory_budget)
+    num, room = rows.shape[2], memory_budget // rows.shape[1]
+    per_chunk = max(1, memory_budget // (8 * num * (num + 4 * len(rows))))
+    pieces = []
+    for chunk in rows.split(per_chunk, dim=1):
+        centered = chunk - chunk.mean(0)
+        covariance = torch.einsum("mbc,mbd->bcd", centered, centered) / (len(rows) - 1)
+        pushed = from_draws(likelihood, chunk, single)
+        pieces.append(_piece(chunk.mean(0), covariance, pushed, room))
+    return _gather(likelihood, pieces)
 
 
 def point_prediction(likelihood: Likelihood, rows: Float[Tensor, "N C"]) -> Predictive:
@@ -166,31 +178,36 @@ def point_prediction(likelihood: Likelihood, rows: Float[Tensor, "N C"]) -> Pred
     )
 
 
-def _gather(
-    likelihood: Likelihood,
-    parts: Iterable[tuple[Tensor, Tensor, Pushed]],
-    num_samples: int,
-    memory_budget: int,
-) -> Predictive:
-    means, variances, covariances, pushed = [], [], [], []
-    for mean, covariance, one in parts:
-        means.append(mean)
-        variances.append(covariance.diagonal(dim1=-2, dim2=-1).clone())
-        pushed.append(one)
-        if num_samples * covariance[0].nbytes <= memory_budget:
-            covariances.append(covariance)
+@final
+@dataclass(frozen=True)
+class _Piece:
+    """Prediction of some samples."""
 
-    def joined(pick: Callable[[Pushed], Tensor]) -> Tensor:
-        return torch.cat([pick(one) for one in pushed])
+    mean: Float[Tensor, "B C"]
+    variance: Float[Tensor, "B C"]
+    covariance: Float[Tensor, "B C C"] | None
+    pushed: Pushed
 
+
+def _piece(mean: Tensor, covariance: Tensor, pushed: Pushed, room: int) -> _Piece:
+    """Keep the covariances of the outputs where a sample's takes at most ``room`` bytes."""
+    kept = covariance if covariance[0].nbytes <= room else None
+    return _Piece(mean, covariance.diagonal(dim1=-2, dim2=-1).clone(), kept, pushed)
+
+
+def _gather(likelihood: Likelihood, pieces: Sequence[_Piece]) -> Predictive:
+    def joined(pick: Callable[[_Piece], Tensor]) -> Tensor:
+        return torch.cat([pick(piece) for piece in pieces])
+
+    covariances = [piece.covariance for piece in pieces if piece.covariance is not None]
     return Predictive(
         likelihood,
-        joined(lambda one: one.mean),
-        joined(lambda one: one.stderr),
-        joined(lambda one: one.variance),
-        torch.cat(means),
-        torch.cat(variances),
+        joined(lambda piece: piece.pushed.mean),
+        joined(lambda piece: piece.pushed.stderr),
+        joined(lambda piece: piece.pushed.variance),
+        joined(lambda piece: piece.mean),
+        joined(lambda piece: piece.variance),
         torch.cat(covariances) if covariances else None,
-        joined(lambda one: one.uncertainty),
-        joined(lambda one: one.epistemic),
+        joined(lambda piece: piece.pushed.uncertainty),
+        joined(lambda piece: piece.pushed.epistemic),
     )

@@ -20,6 +20,8 @@ from afterfit.problem.likelihood import Gaussian, Likelihood
 from afterfit.problem.persample import flatten, outputs
 from afterfit.problem.problem import Problem, move
 
+_DRAWS_AT_ONCE = 16
+
 Noise = Callable[[Likelihood, Tensor, Tensor, Tensor], Tensor]
 """``noise(likelihood, outputs (B, C), targets, draws (B, R))`` gives what is pulled back (B, C)."""
 
@@ -269,15 +271,28 @@ def _pulled_back(
         with differentiable_attention(), torch.enable_grad():
             found = problem.forward(leaves, move(batch.inputs, problem.device))
         targets = batch.targets.to(problem.device)
-        for member, rows in enumerate(draws[:, index[batch.index]]):
-            cotangent = noise(problem.likelihood, found.detach(), targets, rows)
-            with differentiable_attention():
-                parts = torch.autograd.grad(
-                    found,
-                    tuple(leaves.values()),
-                    cotangent,
-                    retain_graph=True,
-                    materialize_grads=True,
-                )
-            total[member] += torch.cat([part.flatten() for part in parts])
+        chosen = draws[:, index[batch.index]]
+        fixed = found.detach()
+        cotangents = torch.stack(
+            [noise(problem.likelihood, fixed, targets, rows) for rows in chosen]
+        )
+        for members in torch.arange(len(draws)).split(_DRAWS_AT_ONCE):
+            parts = _pull(found, tuple(leaves.values()), cotangents[members])
+            total[members] += torch.cat([part.flatten(1) for part in parts], dim=1)
     return total
+
+
+def _pull(
+    found: Float[Tensor, "B C"], leaves: tuple[Tensor, ...], cotangents: Float[Tensor, "M B C"]
+) -> tuple[Tensor, ...]:
+    """Gradients along several cotangents, together where the network can be mapped."""
+    settings = {"retain_graph": True, "materialize_grads": True}
+    with differentiable_attention():
+        try:
+            return torch.autograd.grad(found, leaves, cotangents, is_grads_batched=True, **settings)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError:  # no rule to map it; an error of the network comes again below
+            pass
+        rows = [torch.autograd.grad(found, leaves, one, **settings) for one in cotangents]
+    return tuple(torch.stack(part) for part in zip(*rows, strict=True))

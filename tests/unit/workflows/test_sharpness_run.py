@@ -56,7 +56,6 @@ def test_without_held_out_classes_nothing_is_bounded(tmp_path):
     assert run.certificate is None
 
 
-
 def test_a_part_is_drawn_in_order_and_by_the_seed():
     data = Batches((torch.arange(30.0)[:, None], torch.zeros(30).long()))
     part = drawn_part(data, 7, seed=1)
