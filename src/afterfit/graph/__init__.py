@@ -37,6 +37,7 @@ from afterfit.graph.rules import (
     RandomShare,
     Repulsive,
     Top,
+    TopShare,
     all_opponents,
     published_patience,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "Rectified",
     "Repulsive",
     "Top",
+    "TopShare",
     "additivity_gap",
     "affected_nodes",
     "all_opponents",
