@@ -22,19 +22,18 @@ from afterfit import graph
 
 RESULTS = Path(__file__).parent / "results" / "search"
 RULES = {
-    "rge": lambda p, seed: graph.Repulsive(graph.published_patience(p), graph.paper_radius),
-    "strict": lambda p, seed: graph.Repulsive(math.inf, graph.exact_radius),
-    "ege": lambda p, seed: graph.all_opponents,
-    "ege-once": lambda p, seed: graph.all_opponents,
-    "top-50": lambda p, seed: graph.Top(50),
-    "top-20": lambda p, seed: graph.Top(20),
-    "top-10": lambda p, seed: graph.Top(10),
-    "random-20%": lambda p, seed: graph.RandomShare(0.2, seed),
-    "folds-1-50": lambda p, seed: graph.Consistent(1.0, 50),
-    "folds-1-20": lambda p, seed: graph.Consistent(1.0, 20),
-    "folds-2-20": lambda p, seed: graph.Consistent(2.0, 20),
+    "rge": lambda p, _: graph.Repulsive(graph.published_patience(p), graph.paper_radius),
+    "strict": lambda *_: graph.Repulsive(math.inf, graph.exact_radius),
+    "ege": lambda *_: graph.all_opponents,
+    "top-50": lambda *_: graph.Top(50),
+    "top-20": lambda *_: graph.Top(20),
+    "random-20%": lambda _, seed: graph.RandomShare(0.2, seed),
+    "share-1%": lambda *_: graph.TopShare(0.01),
+    "share-0.5%": lambda *_: graph.TopShare(0.005),
+    "folds-1": lambda *_: graph.Consistent(1.0, 0.01),
+    "folds-0.5": lambda *_: graph.Consistent(0.5, 0.01),
 }
-ROUNDS = {"ege-once": 1, "strict": 60, "top-10": 150}
+ROUNDS = {"strict": 60}
 
 
 def run(folder: Path, name: str, rule: str, seed: int, held: float, ridge: float) -> dict:
@@ -52,7 +51,7 @@ def run(folder: Path, name: str, rule: str, seed: int, held: float, ridge: float
         rule=RULES[rule](problem, seed),
         held_out=held,
         keep=graph.last_round,
-        max_rounds=ROUNDS.get(rule, 100),
+        max_rounds=ROUNDS.get(rule, 30 if name == "chameleon_filtered" else 100),
         seed=seed,
     )
     seconds = time.perf_counter() - start

@@ -37,6 +37,7 @@ from afterfit.graph.rules import (
     RandomShare,
     Repulsive,
     Top,
+    TopShare,
     all_opponents,
     published_patience,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "Rectified",
     "Repulsive",
     "Top",
+    "TopShare",
     "TrainedGraph",
     "additivity_gap",
     "affected_nodes",

@@ -21,7 +21,7 @@ from afterfit.graph.target import Target
 from afterfit.problem.persample import GIBIBYTE, unflatten
 from afterfit.typing import Params
 
-_COPIES_OF_A_ROW = 16
+_COPIES_OF_A_ROW, _MAX_DENSE = 12, 20_000_000
 
 
 @final
@@ -99,6 +99,7 @@ class ClosedForm:
 
     def _rows(self, edits: Edits, watched: Tensor, y: Tensor) -> Iterator["_After"]:
         system = _System.of(edits.graph, watched, y)
+        moves = _Moves.of(system, edits)
         row = _COPIES_OF_A_ROW * y.shape[1] * y.element_size()
         reached = affected(edits, watched, 2)
         sizes = row_sizes(reached).cumsum()
@@ -110,7 +111,7 @@ class ClosedForm:
             edit, place = coordinates(csr_matrix(reached[start:stop]))
             edit = edit + start
             if len(edit):
-                yield system.after(edits, edit, place)
+                yield system.after(edits, moves, edit, place)
             start = stop
 
 
@@ -127,8 +128,8 @@ class _System:
     """``S`` and ``S²`` in the rows of watched nodes, and Y, S Y, S² Y before any edit."""
 
     watched: Int[Tensor, " W"]
-    one: csr_matrix
-    two: csr_matrix
+    one: csr_matrix | Tensor
+    two: csr_matrix | Tensor
     degree: Float[Tensor, " V"]
     y: Float[Tensor, "V D"]
     first: Float[Tensor, "V D"]
@@ -144,56 +145,87 @@ class _System:
         like = y.detach()
         return cls(
             watched,
-            one,
-            csr_matrix(one @ matrix),
+            _quick(one, like),
+            _quick(csr_matrix(one @ matrix), like),
             degrees(graph, like),
             like,
             torch.from_numpy(first).to(like),
             torch.from_numpy(matrix @ first).to(like),
         )
 
-    def after(self, edits: Edits, edit: Int[Tensor, " R"], place: Int[Tensor, " R"]) -> _After:
-        """Rows of ``S′² Y`` for pairs of an edit and a watched node.
-
-        S′ equals S but for the factors ``α = √(d / (d ± 1))`` on the rows and columns u and v, and
-        for the entry (u, v), which goes from a·s to b·s: a = 1, b = 0 for removal, the reverse for
-        insertion.
-        """
+    def after(
+        self, edits: Edits, moves: "_Moves", edit: Int[Tensor, " R"], place: Int[Tensor, " R"]
+    ) -> _After:
+        """Rows of ``S′² Y`` for pairs of an edit and a watched node."""
         u, v = edits.pairs[edit].T
         x = self.watched[place]
-        a, b, sign = (0.0, 1.0, 1.0) if edits.inserts else (1.0, 0.0, -1.0)
-        du, dv = self.degree[u], self.degree[v]
-        au, av = (du / (du + sign)).sqrt()[:, None], (dv / (dv + sign)).sqrt()[:, None]
-        suu, svv, suv = (1 / du)[:, None], (1 / dv)[:, None], (du * dv).rsqrt()[:, None]
-        yu, yv = self.y[u], self.y[v]
-        # rows u and v of S′ Y
-        cross = suv * (b * av * yv - a * yv), suv * (b * au * yu - a * yu)
-        hu = au * (self.first[u] + (au - 1) * suu * yu + cross[0])
-        hv = av * (self.first[v] + (av - 1) * svv * yv + cross[1])
-        # S[x, ·] and S²[x, ·] at u and v
-        sxu, sxv = self._entries(self.one, place, u), self._entries(self.one, place, v)
-        qxu, qxv = self._entries(self.two, place, u), self._entries(self.two, place, v)
-        # two steps from x by way of neither u nor v, in S′ but for x's own factor
-        rest = (
-            self.second[x]
-            - sxu * self.first[u]
-            - sxv * self.first[v]
-            + (au - 1) * (qxu - sxu * suu - sxv * a * suv) * yu
-            + (av - 1) * (qxv - sxv * svv - sxu * a * suv) * yv
-        )
-        at_u, at_v = (x == u)[:, None], (x == v)[:, None]
-        elsewhere = rest + au * sxu * hu + av * sxv * hv
-        ends_u = au * (rest + au * suu * hu + b * av * suv * hv)
-        ends_v = av * (rest + av * svv * hv + b * au * suv * hu)
-        values = torch.where(at_u, ends_u, torch.where(at_v, ends_v, elsewhere))
+        values = self.second[x]
+        for ends, step, two_steps in ((u, moves.one_u, moves.two_u), (v, moves.one_v, moves.two_v)):
+            values.addcmul_(self._entries(self.one, place, ends), step[edit])
+            values.addcmul_(self._entries(self.two, place, ends), two_steps[edit])
+        for ends, own, cross in ((u, moves.own_u, moves.end_u), (v, moves.own_v, moves.end_v)):
+            there = (x == ends).nonzero()[:, 0]
+            at = edit[there]
+            values[there] = own[at] * (values[there] + cross[at])
         return _After(edit, place, values, self.second[self.watched])
 
     def _entries(
-        self, matrix: csr_matrix, rows: Int[Tensor, " R"], columns: Int[Tensor, " R"]
+        self, matrix: csr_matrix | Tensor, rows: Int[Tensor, " R"], columns: Int[Tensor, " R"]
     ) -> Float[Tensor, "R 1"]:
+        if isinstance(matrix, Tensor):
+            return matrix[rows, columns][:, None]
         at = rows.cpu().numpy().copy(), columns.cpu().numpy().copy()  # scipy wants to own them
         found = np.asarray(matrix[at]).ravel()
         return torch.from_numpy(found).to(self.y)[:, None]
+
+
+@final
+@dataclass(frozen=True)
+class _Moves:
+    """What each edit adds to a row x of ``S² Y``, for each unit of S[x, u], S²[x, u] and so for v.
+
+    S′ equals S but for the factors ``α = √(d / (d ± 1))`` on the rows and columns u and v, and for
+    the entry (u, v), which goes from a·s to b·s: a = 1, b = 0 for removal, the reverse for
+    insertion. The rows u and v of the result have a factor α and a term of their own.
+    """
+
+    one_u: Float[Tensor, "E D"]
+    one_v: Float[Tensor, "E D"]
+    two_u: Float[Tensor, "E D"]
+    two_v: Float[Tensor, "E D"]
+    own_u: Float[Tensor, "E 1"]
+    own_v: Float[Tensor, "E 1"]
+    end_u: Float[Tensor, "E D"]
+    end_v: Float[Tensor, "E D"]
+
+    @classmethod
+    def of(cls, system: _System, edits: Edits) -> "_Moves":
+        u, v = edits.pairs.T
+        a, b, sign = (0.0, 1.0, 1.0) if edits.inserts else (1.0, 0.0, -1.0)
+        du, dv = system.degree[u][:, None], system.degree[v][:, None]
+        au, av = (du / (du + sign)).sqrt(), (dv / (dv + sign)).sqrt()
+        suv = (du * dv).rsqrt()
+        yu, yv, fu, fv = system.y[u], system.y[v], system.first[u], system.first[v]
+        # rows u and v of S′ Y
+        hu = au * (fu + (au - 1) / du * yu + suv * (b * av * yv - a * yv))
+        hv = av * (fv + (av - 1) / dv * yv + suv * (b * au * yu - a * yu))
+        return cls(
+            one_u=au * hu - fu - (au - 1) / du * yu - (av - 1) * a * suv * yv,
+            one_v=av * hv - fv - (av - 1) / dv * yv - (au - 1) * a * suv * yu,
+            two_u=(au - 1) * yu,
+            two_v=(av - 1) * yv,
+            own_u=au,
+            own_v=av,
+            end_u=(b - a) * av * suv * hv,
+            end_v=(b - a) * au * suv * hu,
+        )
+
+
+def _quick(matrix: csr_matrix, like: Tensor) -> csr_matrix | Tensor:
+    """Keep a matrix dense where it is small: entries are looked up by the million."""
+    if matrix.shape[0] * matrix.shape[1] > _MAX_DENSE:  # pyright: ignore[reportOptionalSubscript]
+        return matrix
+    return torch.from_numpy(matrix.toarray()).to(like)
 
 
 def _bias(parts: Params, linear: LinearNetwork, weight: Tensor) -> Float[Tensor, " C"]:

@@ -129,17 +129,17 @@ class EdgeList:
         return found, (keys[found] == wanted) & inside
 
 
-Symmetrize = Callable[[Int[Tensor, "2 M"], int], EdgeList]
-"""Turns an ``edge_index`` and a number of nodes into edges: `union`, `upper` or `directed`."""
+Symmetrize = Callable[[Tensor, int], EdgeList]
+"""Turns an ``edge_index`` (2, M) and a number of nodes into edges: `union`, `upper`, `directed`."""
 
 
-def union(edge_index: Int[Tensor, "2 M"], num_nodes: int) -> EdgeList:
+def union(edge_index: Tensor, num_nodes: int) -> EdgeList:
     """Make every edge undirected, whichever of its directions is given."""
     pairs, loops = _split_loops(edge_index, num_nodes)
     return EdgeList(_sorted(pairs.sort(1).values, num_nodes), loops, num_nodes)
 
 
-def upper(edge_index: Int[Tensor, "2 M"], num_nodes: int) -> EdgeList:
+def upper(edge_index: Tensor, num_nodes: int) -> EdgeList:
     """Keep only edges given from the smaller to the larger node, and make them undirected.
 
     The authors' code of RGE reads graphs this way. Of directed data (the originals of Cornell,
@@ -149,7 +149,7 @@ def upper(edge_index: Int[Tensor, "2 M"], num_nodes: int) -> EdgeList:
     return EdgeList(_sorted(pairs[pairs[:, 0] < pairs[:, 1]], num_nodes), loops, num_nodes)
 
 
-def directed(edge_index: Int[Tensor, "2 M"], num_nodes: int) -> EdgeList:
+def directed(edge_index: Tensor, num_nodes: int) -> EdgeList:
     """Keep directions: (u, v) and (v, u) are two edges, each removed alone."""
     pairs, loops = _split_loops(edge_index, num_nodes)
     return EdgeList(_sorted(pairs, num_nodes), loops, num_nodes, directions=1)

@@ -76,7 +76,7 @@ class Edits:
         return self.graph.without(self.graph.positions(pairs))
 
 
-def removals(graph: EdgeList, groups: list[Int[Tensor, "K 2"]]) -> Edits:
+def removals(graph: EdgeList, groups: list[Tensor]) -> Edits:
     """Remove each group of edges at once."""
     checked = [graph.pairs[graph.positions(group).unique()] for group in groups]
     return _edits(graph, checked, inserts=False)
@@ -87,7 +87,7 @@ def single_removals(graph: EdgeList, positions: Int[Tensor, " K"]) -> Edits:
     return Edits(graph, torch.arange(len(positions)), graph.pairs[positions], len(positions))
 
 
-def insertions(graph: EdgeList, groups: list[Int[Tensor, "K 2"]]) -> Edits:
+def insertions(graph: EdgeList, groups: list[Tensor]) -> Edits:
     """Insert each group of pairs at once."""
     return _edits(graph, [graph.absent(group) for group in groups], inserts=True)
 

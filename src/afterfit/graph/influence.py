@@ -17,7 +17,10 @@ from afterfit.graph.method import EdgeMethod, Query
 from afterfit.graph.problem import GraphProblem
 from afterfit.graph.target import Target, validation_loss
 
-Edges = Literal["all"] | Int[Tensor, "K 2"] | Sequence[tuple[int, int]]
+Pairs = Tensor | Sequence[Sequence[int]]
+"""Pairs of nodes (K, 2)."""
+
+Edges = Literal["all"] | Pairs
 """Edges by their endpoints, in either order if undirected; or all of them."""
 
 _EXACT = Exact()
@@ -136,7 +139,7 @@ def edge_influence(
 
 def insertion_influence(
     problem: GraphProblem,
-    pairs: Int[Tensor, "K 2"] | Sequence[tuple[int, int]],
+    pairs: Pairs,
     *,
     damping: float | int,
     target: Target = validation_loss,
@@ -159,7 +162,7 @@ def insertion_influence(
 
 def group_influence(
     problem: GraphProblem,
-    groups: Sequence[Int[Tensor, "K 2"] | Sequence[tuple[int, int]]],
+    groups: Sequence[Pairs],
     *,
     damping: float | int,
     target: Target = validation_loss,
@@ -207,7 +210,7 @@ def prepare(
     return Query(targets, gradients, inverse(problem, gradients, damping), damping, inverse)
 
 
-def as_pairs(edges: Int[Tensor, "K 2"] | Sequence[tuple[int, int]]) -> Int[Tensor, "K 2"]:
+def as_pairs(edges: Pairs) -> Int[Tensor, "K 2"]:
     """Endpoints as a tensor.
 
     Raises

@@ -1,7 +1,7 @@
 """One Newton step on the edited graph: the curvature is the edited graph's own."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor
 from afterfit.graph.edges import EdgeList
 from afterfit.graph.edits import Edits, affected
 from afterfit.graph.exact import Exact
+from afterfit.graph.inverse import target_gradient
 from afterfit.graph.method import Query
 from afterfit.graph.problem import GraphProblem
-from afterfit.graph.target import Target
-from afterfit.problem._autodiff import gradient
+from afterfit.graph.target import Target, mean_loss
 from afterfit.problem.persample import flatten
 
 
@@ -59,9 +59,6 @@ class Newton:
 
     def _gradient(self, problem: GraphProblem, graph: EdgeList) -> Float[Tensor, " P"]:
         """Gradient of the regularized mean loss on some edges, float64."""
-        params = problem.problem.params
-
-        def loss(at: dict[str, Tensor]) -> Tensor:
-            return problem.train_losses(problem.forward(at, graph.edge_index())).mean()
-
-        return (flatten(gradient(loss, params)) + self.weight_decay * flatten(params)).double()
+        there = replace(problem, read_on=graph)
+        slope = target_gradient(there, mean_loss(problem.train))
+        return (slope + self.weight_decay * flatten(problem.problem.params)).double()

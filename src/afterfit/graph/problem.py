@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from afterfit.graph.edges import EdgeList, Symmetrize, union
@@ -15,8 +15,8 @@ from afterfit.problem.likelihood import Categorical, Likelihood
 from afterfit.problem.problem import Problem
 from afterfit.typing import Params
 
-Mask = str | Bool[Tensor, " V"] | Int[Tensor, " N"]
-"""Nodes: the name of a mask in the data, a mask, or positions."""
+Mask = str | Tensor
+"""Nodes: the name of a mask in the data, a mask (V,), or positions (N,)."""
 
 _SAMPLED = ("n_id", "e_id", "input_id")
 

@@ -18,7 +18,7 @@ from afterfit.graph.influence import prepare
 from afterfit.graph.inverse import Inverse, smaller
 from afterfit.graph.method import EdgeMethod
 from afterfit.graph.problem import GraphProblem
-from afterfit.graph.rules import Repulsive, Round, Rule, published_patience
+from afterfit.graph.rules import Repulsive, Round, Rule, TopShare, published_patience
 from afterfit.graph.target import validation_loss
 from afterfit.typing import Params
 
@@ -28,6 +28,8 @@ Train = Callable[[Int[Tensor, "2 M"], Params], nn.Module]
 ``params`` are those of the round before: start from them, or (as published) from the same initial
 values each time and ignore them.
 """
+
+_DEFAULT_RULE = TopShare(0.01)
 
 
 @final
@@ -134,7 +136,7 @@ def rectify(
     train: Train,
     *,
     damping: float | int,
-    rule: Rule,
+    rule: Rule = _DEFAULT_RULE,
     method: EdgeMethod | None = None,
     inverse: Inverse = smaller,
     held_out: float | int = 0.2,
@@ -154,7 +156,7 @@ def rectify(
     damping
         Added to the eigenvalues of the mean curvature; the weight decay of training, or more.
     rule
-        Chooses the edges of one round.
+        Chooses the edges of one round; by default the most harmful percent of all edges.
     method
         How edges are scored; by default `ClosedForm` where it suits the network, else `Exact`.
     held_out

@@ -86,6 +86,17 @@ class Top:
 
 @final
 @dataclass(frozen=True)
+class TopShare:
+    """Remove the most harmful opponents, at most a share of all edges and at least one."""
+
+    share: float
+
+    def __call__(self, now: Round) -> Int[Tensor, " K"]:
+        return opponents(now.scores)[: math.ceil(self.share * len(now.scores))]
+
+
+@final
+@dataclass(frozen=True)
 class RandomShare:
     """Remove a random share of the opponents, at least one: the control for small groups."""
 
@@ -181,8 +192,8 @@ class Consistent:
     ----------
     errors
         How many standard errors below zero.
-    size
-        At most how many edges a round.
+    share
+        At most this share of all edges a round, at least one.
     folds
         How many parts.
     seed
@@ -190,14 +201,15 @@ class Consistent:
     """
 
     errors: float | int = 1.0
-    size: int = 50
+    share: float = 0.01
     folds: int = 5
     seed: int = 0
 
     def __call__(self, now: Round) -> Int[Tensor, " K"]:
         mean, stderr = fold_scores(now, self.folds, self.seed)
         found = opponents(mean)
-        return found[mean[found] < -self.errors * stderr[found]][: self.size]
+        limit = math.ceil(self.share * len(mean))
+        return found[mean[found] < -self.errors * stderr[found]][:limit]
 
 
 def fold_scores(
