@@ -57,7 +57,9 @@ def test_a_run_scores_removes_and_reports(tmp_path):
     assert len(scores) == given.problem().edges.num_edges
     assert scores["score"].is_monotonic_increasing
     rounds, removed = pd.read_csv(tmp_path / "rounds.csv"), pd.read_csv(tmp_path / "removed.csv")
-    assert rounds["validation_loss"].iloc[-1] < rounds["validation_loss"].iloc[0]
+    changes = rounds["validation_loss"].diff()[1:]
+    np.testing.assert_allclose(changes, rounds["actual"][1:], atol=1e-12)
+    assert (rounds["predicted"][1:] < 0).all()
     assert len(removed) == run.figures["removed"]
     assert json.loads((tmp_path / "result.json").read_text()) == run.figures
     page = run.report.read_text()
