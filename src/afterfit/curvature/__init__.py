@@ -1,6 +1,6 @@
 """Curvature of a trained network: sums over samples, in the coordinates of the problem."""
 
-from afterfit.curvature.blocks import DiagonalBlock, EigenBlock, KroneckerBlock, NamedBlock
+from afterfit.curvature.blocks import EigenBlock, KroneckerBlock, NamedBlock
 from afterfit.curvature.diagonal import diagonal, squared_jacobian
 from afterfit.curvature.ekfac import ekfac
 from afterfit.curvature.factors import expand, reduce
@@ -20,7 +20,6 @@ from afterfit.curvature.trace import estimate_ggn_trace, estimate_squared_jacobi
 
 __all__ = [
     "Curvature",
-    "DiagonalBlock",
     "EigenBlock",
     "FactoredPart",
     "KroneckerBlock",

@@ -99,29 +99,6 @@ class EigenBlock(LinearOperator):
 
 @final
 @dataclass(frozen=True)
-class DiagonalBlock(LinearOperator):
-    """``diag(entries)`` over some parameters, one after another."""
-
-    names: tuple[str, ...]
-    entries: Float[Tensor, " n"]
-
-    @property
-    def kind(self) -> Kind:
-        return _square(self.entries)
-
-    def apply(self, columns: Tensor) -> Tensor:
-        return self.entries[:, None] * columns
-
-    @property
-    def T(self) -> LinearOperator:
-        return self
-
-    def to_dense(self) -> Tensor:
-        return self.entries.diag()
-
-
-@final
-@dataclass(frozen=True)
 class NamedBlock(LinearOperator):
     """Any operator over some parameters, one after another."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from afterfit.curvature.blocks import DiagonalBlock, KroneckerBlock, NamedBlock
+from afterfit.curvature.blocks import KroneckerBlock, NamedBlock
 from afterfit.curvature.diagonal import flat_scale, only
 from afterfit.curvature.factors import Factors, Sharing, expand, factors
 from afterfit.curvature.scale import rank_one, signs_of
@@ -85,7 +85,7 @@ def kfac(
 
 def split_covered(
     problem: Problem, data: Batches, others: Curvature | None
-) -> tuple[Problem, NamedBlock | DiagonalBlock | None]:
+) -> tuple[Problem, NamedBlock | None]:
     """Keep the parameters whose layers are known, and give the others the block asked for.
 
     Raises
@@ -107,8 +107,6 @@ def split_covered(
         raise ValueError(message)
     operator = others(only(problem, uncovered), data)
     names = tuple(name for name in problem.params if name in uncovered)
-    if isinstance(operator, Diagonal):
-        return only(problem, known), DiagonalBlock(names, operator.entries)
     return only(problem, known), NamedBlock(names, operator)
 
 
@@ -116,7 +114,7 @@ def diagonal_blocks(problem: Problem, sums: Factors) -> list[Placed]:
     """Exact diagonals of the parameters that are in no Kronecker block, one by one."""
     taken = {name for unit in sums.units for name in unit.names}
     return [
-        (DiagonalBlock((name,), sums.squares[where]), where)
+        (NamedBlock((name,), Diagonal(sums.squares[where])), where)
         for name, where in places_of(problem).items()
         if name not in taken
     ]
@@ -126,7 +124,7 @@ def assembled(
     problem: Problem,
     layered: Problem,
     blocks: list[Placed],
-    rest: NamedBlock | DiagonalBlock | None,
+    rest: NamedBlock | None,
 ) -> BlockDiagonal:
     """Put blocks of a part of a problem, and that of the rest, at their places."""
     places = places_of(problem)

@@ -2,16 +2,15 @@
 
 from dataclasses import replace
 from functools import singledispatch
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from afterfit.curvature import DiagonalBlock, EigenBlock, KroneckerBlock, rank_one
+from afterfit.curvature import EigenBlock, KroneckerBlock, NamedBlock, rank_one
 from afterfit.curvature.diagonal import flat_scale
 from afterfit.linalg.operator import LinearOperator
-from afterfit.linalg.structured import BlockDiagonal
+from afterfit.linalg.structured import BlockDiagonal, Diagonal
 from afterfit.posterior.basis import basis_of_matrix, nonnegative
 from afterfit.posterior.kronecker import BlockBasis, LayerPart, LoosePart
 from afterfit.problem.persample import unflatten
@@ -66,21 +65,35 @@ def basis_of_blocks(
 def _whiten(
     block: LinearOperator,
     scale: Float[Tensor, " n"],  # noqa: ARG001
-    prior: Float[Tensor, " n"],
+    prior: Float[Tensor, " n"],  # noqa: ARG001
 ) -> tuple[LayerPart | LoosePart, Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Part, eigenvalues and prior of one block."""
-    basis, values = basis_of_matrix(prior[:, None] * block.to_dense() * prior)
-    return LoosePart(_names_of(block), basis.vectors), values, prior
+    message = f"a block is a {type(block).__name__}, expected those of kfac or ekfac"
+    raise TypeError(message)
 
 
 @_whiten.register
 def _(
-    block: DiagonalBlock,
+    block: NamedBlock,
     scale: Float[Tensor, " n"],  # noqa: ARG001
     prior: Float[Tensor, " n"],
 ) -> tuple[LayerPart | LoosePart, Float[Tensor, " n"], Float[Tensor, " n"]]:
-    values = nonnegative(block.entries, block.dtype) * prior.square()
-    return LoosePart(block.names, None), values, prior
+    vectors, values = _eigenbasis(block.operator, prior)
+    return LoosePart(block.names, vectors), values, prior
+
+
+@singledispatch
+def _eigenbasis(
+    operator: LinearOperator, prior: Float[Tensor, " n"]
+) -> tuple[Float[Tensor, "n r"] | None, Float[Tensor, " r"]]:
+    """Directions and eigenvalues of a whitened operator; None for those of the coordinates."""
+    basis, values = basis_of_matrix(prior[:, None] * operator.to_dense() * prior)
+    return basis.vectors, values
+
+
+@_eigenbasis.register
+def _(operator: Diagonal, prior: Float[Tensor, " n"]) -> tuple[None, Float[Tensor, " n"]]:
+    return None, nonnegative(operator.entries, operator.dtype) * prior.square()
 
 
 @_whiten.register
@@ -145,7 +158,3 @@ def _per_column(prior: Float[Tensor, "O I"], names: tuple[str, ...]) -> Float[Te
         message = f"{names} have prior scales that differ within a column, expected one a tensor"
         raise ValueError(message)
     return prior[0].double()
-
-
-def _names_of(block: Any) -> tuple[str, ...]:
-    return block.names

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from afterfit.curvature import (
-    DiagonalBlock,
     EigenBlock,
     KroneckerBlock,
     NamedBlock,
@@ -21,7 +20,7 @@ from afterfit.curvature import (
     rank_one,
     reduce,
 )
-from afterfit.linalg import BlockDiagonal
+from afterfit.linalg import BlockDiagonal, Diagonal, FunctionOperator
 from afterfit.problem import Batches, Categorical, Gaussian, Problem, connectivity, restrict
 from tests import truth
 from tests.cases import Case, make_case, make_data, make_module
@@ -229,11 +228,12 @@ def test_an_uncovered_parameter_is_said_by_name(make):
 def test_an_uncovered_parameter_gets_the_curvature_asked_for(make):
     case = with_hand()
     exact = truth.ggn(case.problem, case.data)
-    for others, kind in ((diagonal, DiagonalBlock), (ggn, NamedBlock)):
+    for others, kind in ((diagonal, Diagonal), (ggn, FunctionOperator)):
         found = make(case.problem, case.data, others=others)
         (block,) = [b for b in found.blocks if b.names == ("hand",)]
         (where,) = [w for b, w in zip(found.blocks, found.parts(), strict=True) if b is block]
-        assert isinstance(block, kind)
+        assert isinstance(block, NamedBlock)
+        assert isinstance(block.operator, kind)
         part = exact[where[:, None], where]
         expected = torch.diag(part.diagonal()) if others is diagonal else part
         assert_close(block.to_dense(), expected, **EXACT)
