@@ -1,9 +1,10 @@
-"""Post-hoc analysis of trained networks: which labels are wrong, and what each sample does.
+"""Post-hoc analysis of trained networks: wrong labels, sharpness, uncertainty, harmful edges.
 
 One sign for the whole library: a score above 0 means that taking the training sample away would
 raise the loss. Losses are per sample, in nats.
 """
 
+from afterfit.curvature import diagonal, ekfac, ggn, kfac
 from afterfit.evaluate import budget_cut, expected_false_discovery_cut, otsu_cut
 from afterfit.influence import (
     GEX,
@@ -16,6 +17,7 @@ from afterfit.influence import (
     second_moment,
     to_stderr,
 )
+from afterfit.posterior import Predictive, laplace, predict
 from afterfit.problem import (
     Batches,
     Bernoulli,
@@ -25,13 +27,17 @@ from afterfit.problem import (
     Poisson,
     Problem,
     TrainingStream,
+    connectivity,
     linearize,
     restrict,
 )
 from afterfit.sampling import GeometricEnsemble
+from afterfit.sharpness import audit, connectivity_sharpness, pac_bayes_bound
 from afterfit.workflows import (
     Trained,
     analyze_labels,
+    calibrate,
+    compare,
     corrected_labels,
     find_label_issues,
     prune,
@@ -52,19 +58,32 @@ __all__ = [
     "LossCovariance",
     "PerSample",
     "Poisson",
+    "Predictive",
     "Problem",
     "Trained",
     "TrainingStream",
     "analyze_labels",
+    "audit",
     "budget_cut",
+    "calibrate",
+    "compare",
+    "connectivity",
+    "connectivity_sharpness",
     "corrected_labels",
     "covariance",
+    "diagonal",
+    "ekfac",
     "expected_false_discovery_cut",
     "find_label_issues",
+    "ggn",
+    "kfac",
+    "laplace",
     "level",
     "linearize",
     "mean_move",
     "otsu_cut",
+    "pac_bayes_bound",
+    "predict",
     "prune",
     "published",
     "relabel",

@@ -19,6 +19,7 @@ from afterfit.cli.sharpness import audit, sharpness, uncertainty
 from afterfit.evaluate.threshold import budget_cut, expected_false_discovery_cut, otsu_cut
 from afterfit.influence import baselines
 from afterfit.influence.gex import GEX, published
+from afterfit.workflows.citations import CONNECTIVITY, RECTIFICATION
 from afterfit.workflows.label_run import LabelRun, run_labels
 from afterfit.workflows.trained import Trained
 from afterfit.workflows.verify import verify
@@ -41,6 +42,12 @@ SCORES = {
     "entropy": baselines.entropy_scores,
     "confidence": baselines.self_confidence_scores,
     "gradient-norm": baselines.gradient_norm_scores,
+}
+
+REFERENCES = {
+    "labels": GEX.reference,
+    "sharpness, audit, uncertainty": CONNECTIVITY,
+    "edges": RECTIFICATION,
 }
 
 _INTERRUPTED = 130  # how typer leaves where the user pressed Ctrl-C
@@ -149,15 +156,15 @@ def _demo_graph(out: Path, seed: int) -> None:
         say(f"the graph part is left out: {error}")
         return
     say("training on a graph of digits, a third of whose edges are drawn at random")
-    rule = graph.Consistent(size=150)
-    trained = digits_graph(graph, seed)
+    trained, rule = digits_graph(graph, seed), graph.TopShare(0.01)
     tell(run_edges(trained, out, rule, max_rounds=8, seed=seed, title="Digits, joined", say=say))
 
 
 @app.command()
 def cite() -> None:
-    """Print what to cite."""
-    console.print(GEX.reference)
+    """Print what to cite, for each question."""
+    for question, reference in REFERENCES.items():
+        console.print(f"{question}: {reference}", soft_wrap=True)
 
 
 def _tell(run: LabelRun, trained: Trained) -> None:

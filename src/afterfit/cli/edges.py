@@ -19,10 +19,11 @@ def edges(
     rule: Annotated[
         str,
         typer.Option(
-            help="Edges of a round: consistent (opponents on most folds), rge (repulsive groups, "
-            "as published), strict, top:NUMBER, or ege (all opponents)."
+            help="Edges of a round: share (the worst hundredth of the edges), consistent "
+            "(opponents on most folds), rge (repulsive groups with patience), strict, top:NUMBER, or ege (all "
+            "opponents)."
         ),
-    ] = "consistent",
+    ] = "share",
     damping: Annotated[
         float | None,
         typer.Option(help="Of the curvature; by default the factory's weight decay."),
@@ -71,6 +72,7 @@ def _rule(text: str, graph: Any, trained: Any) -> Any:
     if name == "top" and value.isdigit() and int(value) > 0:
         return graph.Top(int(value))
     rules = {
+        "share": lambda: graph.TopShare(0.01),
         "consistent": graph.Consistent,
         "rge": lambda: graph.Repulsive(graph.published_patience(trained.problem())),
         "strict": lambda: graph.Repulsive(math.inf),

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from afterfit.cli.console import Factory, Folder, Seed, Threads, console, say, set_threads
 from afterfit.cli.factory import load_trained
-from afterfit.workflows.sharpness_run import run_audit, run_sharpness
+from afterfit.workflows.audit_run import run_audit
+from afterfit.workflows.sharpness_run import run_sharpness
 from afterfit.workflows.uncertainty_run import run_uncertainty
 
 Samples = Annotated[int, typer.Option(help="Training samples to measure on, drawn at random.")]

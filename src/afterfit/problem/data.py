@@ -152,6 +152,22 @@ class Batches:
                 digest.update(row.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def drawn(self, num: int, seed: int) -> "Batches":
+        """So many samples, drawn at random, in their order; all if there are fewer.
+
+        Raises
+        ------
+        ValueError
+            If the number is below 1.
+        """
+        if num < 1:
+            message = f"{num} samples were asked for, expected at least 1"
+            raise ValueError(message)
+        if num >= self.num_samples:
+            return self
+        order = torch.randperm(self.num_samples, generator=Generator().manual_seed(seed))
+        return self.subset(order[:num].sort().values)
+
     def subset(self, index: Int[Tensor, " K"] | Bool[Tensor, " N"]) -> "Batches":
         """Only the samples at these positions, in the order given, with their ids."""
         positions = torch.arange(self.num_samples)[index.cpu()]

@@ -172,11 +172,11 @@ def fisher_rao_norm(problem: Problem, data: Batches) -> Sharpness:
     return Sharpness("Fisher-Rao norm", total, data.num_samples, LINEAR)
 
 
-def squared_norm(problem: Problem, data: Batches) -> Sharpness:
+def squared_norm(problem: Problem, data: Batches) -> Sharpness:  # noqa: ARG001
     """``‖θ̂‖²``: no sharpness at all, and what every other measure should do better than.
 
-    It does not depend on the data, whose number only fills the result: read ``.total``.
+    It does not depend on the data: it is one number and no sum over samples.
     """
     parts = {name: float(p.double().square().sum()) for name, p in problem.params.items()}
     total = sum(parts.values())
-    return Sharpness("squared norm", total, data.num_samples, ORTHOGONAL, by_parameter=parts)
+    return Sharpness("squared norm", total, 1, ORTHOGONAL, by_parameter=parts)

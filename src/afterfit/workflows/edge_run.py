@@ -33,6 +33,7 @@ from afterfit.report import (
     write_table_atomic,
     write_text_atomic,
 )
+from afterfit.workflows.citations import RECTIFICATION
 
 SHOWN = 12
 """Worst edges whose surroundings are drawn."""
@@ -42,11 +43,6 @@ MOST_NODES = 60
 
 PAIRS = 60
 """Pairs of edges of each kind in the picture of additivity."""
-
-REFERENCE = (
-    "Song, Kim, Yang (2023), RGE: A repulsive graph rectification for node classification via "
-    "influence, ICML, PMLR 202:32331"
-)
 
 
 @final
@@ -215,7 +211,7 @@ def _page(
         methods="Score: predicted change of the mean validation loss, in nats, when the network is "
         "trained again without the edge and read on the graph as it was. Above 0 the edge helps; "
         "below 0 it is an opponent.",
-        citation=REFERENCE,
+        citation=RECTIFICATION,
     )
 
 

@@ -1,38 +1,33 @@
-"""Runs that ask how sharp a network's minimum is, and which measures a rescaling can fake."""
+"""A run that asks how sharp a network's minimum is."""
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 import pandas as pd
-import torch
 from torch import Generator
 
 from afterfit.curvature import ggn
 from afterfit.linalg import spectrum
 from afterfit.problem.data import Batches
-from afterfit.problem.persample import losses
+from afterfit.problem.persample import losses, outputs
 from afterfit.problem.problem import Problem
 from afterfit.problem.transform import connectivity
 from afterfit.report import (
     Page,
     Section,
-    movement_plot,
     section_page,
     share_plot,
     write_table_atomic,
     write_text_atomic,
 )
 from afterfit.sharpness import (
-    MEASURES,
-    Audit,
     Certificate,
+    Measure,
     Scales,
     Sharpness,
-    audit,
     connectivity_curvature,
     connectivity_sharpness,
     fisher_rao_norm,
@@ -42,14 +37,11 @@ from afterfit.sharpness import (
     squared_norm,
     tangent_trace,
 )
+from afterfit.workflows.citations import CONNECTIVITY
 from afterfit.workflows.trained import Trained
 
 Say = Callable[[str], None]
 
-REFERENCE = (
-    "Kim, Park, Kim, Yang (2023), Scale-invariant Bayesian neural networks with connectivity "
-    "tangent kernel, ICLR, arXiv:2209.15208"
-)
 NUM_EIGENVALUES = 5
 PRIOR_SCALES = (0.003, 0.01, 0.03, 0.1, 0.3)
 """Relative prior scales among which the bound is the least; it pays for having tried them all."""
@@ -114,15 +106,9 @@ def run_sharpness(
         So many training samples, drawn at random, or all if there are fewer.
     """
     problem = trained.problem()
-    data = drawn_part(trained.batches(), samples, seed)
+    data = trained.batches().drawn(samples, seed)
     say(f"measuring on {data.num_samples:,} samples")
-    measures = [
-        measure(problem, data)
-        for measure in (
-            connectivity_sharpness, connectivity_curvature, normalized_connectivity_sharpness,
-            fisher_rao_norm, tangent_trace, fisher_trace, squared_norm,
-        )
-    ]  # fmt: skip
+    measures = [measure(problem, data) for measure in _suited(problem, data)]
     relative = connectivity(problem)
     say("largest eigenvalues")
     generator = Generator().manual_seed(seed)
@@ -137,15 +123,18 @@ def run_sharpness(
     return run
 
 
-def drawn_part(data: Batches, samples: int, seed: int) -> Batches:
-    """So many samples, drawn at random, in their order; all if there are fewer."""
-    if samples < 1:
-        message = f"samples is {samples}, expected at least 1"
-        raise ValueError(message)
-    if samples >= data.num_samples:
-        return data
-    order = torch.randperm(data.num_samples, generator=Generator().manual_seed(seed))
-    return data.subset(order[:samples].sort().values)
+def _suited(problem: Problem, data: Batches) -> list[Measure]:
+    """All measures, without the one that compares outputs where there is one output only."""
+    compares = outputs(problem, data.drawn(1, 0)).shape[1] > 1
+    return [
+        connectivity_sharpness,
+        connectivity_curvature,
+        *([normalized_connectivity_sharpness] if compares else []),
+        fisher_rao_norm,
+        tangent_trace,
+        fisher_trace,
+        squared_norm,
+    ]
 
 
 def _certificate(trained: Trained, problem: Problem, seed: int, say: Say) -> Certificate | None:
@@ -156,8 +145,8 @@ def _certificate(trained: Trained, problem: Problem, seed: int, say: Say) -> Cer
     targets = held_out.targets()
     if targets.is_floating_point() or targets.ndim != 1:
         return None
-    outputs = problem.forward(problem.params, held_out.fetch(torch.tensor([0])).inputs).shape[1]
-    held_out = drawn_part(held_out, max(1, _MOST_OUTPUTS // outputs), seed)
+    num_outputs = outputs(problem, held_out.drawn(1, seed)).shape[1]
+    held_out = held_out.drawn(max(1, _MOST_OUTPUTS // num_outputs), seed)
     say(f"bounding the error by {held_out.num_samples:,} held-out samples")
     scales = [Scales(prior, 1.0) for prior in PRIOR_SCALES]
     generator = Generator().manual_seed(seed)
@@ -223,7 +212,7 @@ def _sharpness_page(title: str, problem: Problem, data: Batches, run: SharpnessR
         methods="Connectivity sharpness: the squared Jacobian in relative coordinates θ = θ̂ ⊙ (1 + "
         "c), summed over outputs. It grows with the scale of the logits: compare networks of equal "
         "loss, or by the connectivity curvature, which weighs by the likelihood.",
-        citation=REFERENCE,
+        citation=CONNECTIVITY,
     )
 
 
@@ -258,96 +247,3 @@ def _bound_section(certificate: Certificate) -> Section:
             }
         ),
     )  # fmt: skip
-
-
-@final
-@dataclass(frozen=True)
-class AuditRun:
-    """A finished audit and where its page is."""
-
-    audit: Audit
-    folder: Path
-
-    @property
-    def report(self) -> Path:
-        """Where the page is."""
-        return self.folder / "report.html"
-
-
-def run_audit(
-    trained: Trained,
-    folder: Path,
-    *,
-    samples: int = 200,
-    draws: int = 2,
-    spread: float = math.log(4),
-    seed: int = 0,
-    title: str = "Invariance audit",
-    say: Say = lambda _: None,
-) -> AuditRun:
-    """Rescale the network in every way that it admits, and write how far each measure moved."""
-    data = drawn_part(trained.batches(), samples, seed)
-    problem = trained.problem()
-    say(f"rescaling the network, and measuring on {data.num_samples:,} samples")
-    measures = {
-        **MEASURES,
-        "connectivity curvature": connectivity_curvature,
-        "Fisher trace": fisher_trace,
-    }
-    found = audit(
-        trained.module,
-        problem.likelihood,
-        data,
-        measures,
-        spread=spread,
-        num_draws=draws,
-        seed=seed,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    table = found.moves.reset_index()
-    write_table_atomic(folder / "moves.csv", table)
-    result = {
-        name: {str(k): float(v) for k, v in row.items()} for name, row in found.moves.iterrows()
-    }
-    write_text_atomic(folder / "result.json", json.dumps(result, indent=1))
-    write_text_atomic(folder / "report.html", section_page(_audit_page(title, found, data)))
-    return AuditRun(found, folder)
-
-
-def _audit_page(title: str, found: Audit, data: Batches) -> Page:
-    faked = found.can_be_faked
-    moved = [str(name) for name in faked[faked].index]
-    fixed = [str(name) for name in faked[~faked].index]
-    table = found.moves.reset_index()
-    lead = f"{len(fixed)} of {len(faked)} measures stayed the same while the network was rescaled."
-    return Page(
-        title=title,
-        lead=lead,
-        sections=[
-            Section(
-                "What moves though the function stays",
-                figure=movement_plot(
-                    [str(name) for name in found.moves.index],
-                    {str(kind): found.moves[kind].to_numpy() for kind in found.moves},
-                ),
-                caption="Each change preserves the function, and was verified to; a measure that "
-                "moves can be made larger or smaller without changing a single prediction.",
-            ),
-            Section("Table", table=table),
-            Section("What the network admits", table=_freedoms(found)),
-        ],
-        facts=[
-            ("Samples", f"{data.num_samples:,}"),
-            ("Stayed", ", ".join(fixed) or "none"),
-            ("Can be faked", ", ".join(moved) or "none"),
-        ],
-        warnings=list(found.broken),
-        methods="Factors are log-normal; networks are compared in float64. 'mixing' is no "
-        "rescaling: linear combinations of units, to which relative coordinates are not invariant.",
-        citation=REFERENCE,
-    )
-
-
-def _freedoms(found: Audit) -> pd.DataFrame:
-    lines = [line.strip() for line in str(found.architecture).splitlines() if line.strip()]
-    return pd.DataFrame({"change": lines})

@@ -1,7 +1,7 @@
 """A run that asks how sure a network is: ways to predict compared, and what a rescaling does."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -29,11 +29,10 @@ from afterfit.report import (
 from afterfit.sharpness import Change, explore
 from afterfit.sharpness.architecture import in_double
 from afterfit.workflows.calibrate import Calibration, calibrate
+from afterfit.workflows.citations import CONNECTIVITY
 from afterfit.workflows.predictors import Candidate
-from afterfit.workflows.sharpness_run import REFERENCE, drawn_part
+from afterfit.workflows.sharpness_run import Say
 from afterfit.workflows.trained import Trained
-
-Say = Callable[[str], None]
 
 RESCALED: tuple[Change, ...] = ("layer", "node", "normalization", "affine")
 """Kinds of changes that are pictured, the first that the network admits."""
@@ -96,7 +95,7 @@ def run_uncertainty(
             "return afterfit.Trained(..., test=data)"
         )
         raise ValueError(message)
-    problem, train = trained.problem(), drawn_part(trained.batches(), samples, seed)
+    problem, train = trained.problem(), trained.batches().drawn(samples, seed)
     order = torch.randperm(held_out.num_samples, generator=Generator().manual_seed(seed))
     half = (held_out.num_samples + 1) // 2
     validation, test = (
@@ -141,7 +140,7 @@ def rescaled_bands(
     for number in (1, 2):
         networks[f"rescaled, {number}"] = architecture.changed(kinds[0], SPREAD, generator)
     device = next(architecture.network.parameters()).device
-    samples, asked = in_double(train, device), in_double(drawn_part(data, shown, seed), device)
+    samples, asked = in_double(train, device), in_double(data.drawn(shown, seed), device)
     bands: Bands = {"Euclidean": {}, "connectivity": {}}
     scale = _typical_size(trained.problem())
     for name, network in networks.items():
@@ -220,7 +219,7 @@ def _page(
         ],
         methods="MAP: the network as it is. LL: linearized Laplace in its parameters. CL: the same "
         "in relative coordinates θ = θ̂ ⊙ (1 + c), which a rescaling of the network cannot change.",
-        citation=REFERENCE,
+        citation=CONNECTIVITY,
     )
 
 

@@ -386,3 +386,15 @@ def test_missing_values_come_back_the_same():
     data = Batches(rows)
     data.require_repeatable()
     assert data.num_samples == 2
+
+
+def test_a_part_is_drawn_in_order_and_by_the_seed():
+    data = Batches((torch.arange(30.0)[:, None], torch.zeros(30).long()))
+    part = data.drawn(7, seed=1)
+    assert part.ids == sorted(part.ids)
+    assert len(set(part.ids)) == 7
+    assert data.drawn(7, seed=1).ids == part.ids
+    assert data.drawn(7, seed=2).ids != part.ids
+    assert data.drawn(99, seed=1) is data
+    with pytest.raises(ValueError, match="0 samples were asked for"):
+        data.drawn(0, seed=1)

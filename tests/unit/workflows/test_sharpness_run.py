@@ -9,10 +9,11 @@ import torch
 from torch import Generator, nn
 
 from afterfit.curvature import jacobian
-from afterfit.problem import Batches, Categorical, Gaussian, Problem, connectivity
+from afterfit.problem import Categorical, Gaussian, Problem, connectivity
 from afterfit.sharpness import connectivity_sharpness
 from afterfit.workflows import Trained
-from afterfit.workflows.sharpness_run import drawn_part, run_audit, run_sharpness
+from afterfit.workflows.audit_run import run_audit
+from afterfit.workflows.sharpness_run import run_sharpness
 from afterfit.workflows.uncertainty_run import run_uncertainty
 
 
@@ -54,18 +55,9 @@ def test_sharpness_of_a_run_is_that_of_the_jacobian(tmp_path):
 def test_without_held_out_classes_nothing_is_bounded(tmp_path):
     run = run_sharpness(replace(trained(), test=None), tmp_path)
     assert run.certificate is None
-
-
-def test_a_part_is_drawn_in_order_and_by_the_seed():
-    data = Batches((torch.arange(30.0)[:, None], torch.zeros(30).long()))
-    part = drawn_part(data, 7, seed=1)
-    assert part.ids == sorted(part.ids)
-    assert len(set(part.ids)) == 7
-    assert drawn_part(data, 7, seed=1).ids == part.ids
-    assert drawn_part(data, 7, seed=2).ids != part.ids
-    assert drawn_part(data, 99, seed=1) is data
-    with pytest.raises(ValueError, match="samples is 0"):
-        drawn_part(data, 0, seed=1)
+    numbers = run_sharpness(trained(Gaussian()), tmp_path)
+    assert numbers.certificate is None
+    assert "normalized connectivity sharpness" not in {m.name for m in numbers.measures}
 
 
 def test_an_audit_tells_the_invariant_measures_from_the_others(tmp_path):
