@@ -20,8 +20,8 @@ def edges(
         str,
         typer.Option(
             help="Edges of a round: share (the worst hundredth of the edges), consistent "
-            "(opponents on most folds), rge (repulsive groups with patience), strict, top:NUMBER, or "
-            "ege (all opponents)."
+            "(opponents on most folds), rge (repulsive groups with patience), strict, top:NUMBER, "
+            "or ege (all opponents)."
         ),
     ] = "share",
     damping: Annotated[
