@@ -2,7 +2,7 @@
 # make test      the tests (slow ones and those against other libraries: see CONTRIBUTING.md)
 # make lint      style, floors and types
 # make docs      the documentation site, in site/
-# make bench     the benchmarks beside other libraries: make bench DATA=folder
+# make bench     the benchmarks beside other libraries, an hour or more: make bench DATA=folder
 # make oracles   the libraries that `pytest -m against` compares with
 # make clean     remove what the commands made; the environment in .venv stays
 
@@ -44,7 +44,8 @@ bench: oracles
 	$(BIN)/python benchmarks/labels.py --data $(DATA)
 	$(BIN)/python benchmarks/curvature.py
 	$(BIN)/python benchmarks/posterior.py
-	$(BIN)/python benchmarks/edges.py --data $(DATA)
+	$(BIN)/python benchmarks/edges.py cora --data $(DATA)/graphs
+	$(BIN)/python benchmarks/edges.py scale --threads 2
 
 oracles: $(DEV_STAMP)
 	$(PIP) -r requirements-oracles.txt
