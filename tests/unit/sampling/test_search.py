@@ -39,9 +39,9 @@ def order(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[float], R
     return run
 
 
-def test_it_goes_hotter_while_that_separates_better_and_then_stops(order):
+def test_it_goes_hotter_while_that_separates_better_and_stops_at_a_second_fall(order):
     tried, found = order(lambda rate: 0.9 - abs(math.log2(rate / 1.6)) / 10, hottest=100)
-    assert tried == pytest.approx([0.4, 0.8, 1.6, 3.2])
+    assert tried == pytest.approx([0.4, 0.8, 1.6, 3.2, 6.4])
     assert found.learning_rate == pytest.approx(1.6)
 
 
@@ -53,9 +53,9 @@ def test_it_goes_up_to_the_cap_and_then_colder_where_the_coldest_is_best(order):
     assert [trial.learning_rate for trial in found.trials] == sorted(tried)
 
 
-def test_a_fall_means_something_only_where_something_separates(order):
+def test_a_second_fall_ends_the_way_up_only_where_something_separates(order):
     apart, _ = order(lambda rate: 0.9 if rate < 0.5 else 0.8, hottest=100)
-    assert apart == pytest.approx([0.4, 0.8, 0.2])
+    assert apart == pytest.approx([0.4, 0.8, 1.6, 0.2])
     together, _ = order(lambda rate: 0.6 - rate / 100, hottest=100, max_trials=9)
     assert together[:5] == pytest.approx([0.4, 0.8, 1.6, 3.2, 6.4])
 
