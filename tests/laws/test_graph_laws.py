@@ -90,6 +90,22 @@ def test_propagation_equals_the_target_on_the_edited_graph(name):
     require_same_scores(found.total, found.shift + expected)
 
 
+@every_network
+def test_influence_of_nodes_equals_brute_force(name):
+    problem = problem_of(name)
+    found = graph.node_influence(problem, damping=DAMPING, inverse=graph.dual)
+    require_same_scores(found.shift, oracle.node_shifts(problem, range(NUM_NODES), DAMPING))
+
+
+@every_network
+def test_influence_of_features_equals_brute_force(name):
+    problem = problem_of(name)
+    nodes = torch.arange(NUM_NODES)
+    rows = problem.x.roll(1, 0) * 0.7
+    found = graph.feature_influence(problem, nodes, rows, damping=DAMPING, inverse=graph.dual)
+    require_same_scores(found.shift, oracle.feature_shifts(problem, nodes.tolist(), rows, DAMPING))
+
+
 @pytest.mark.parametrize("name", ["sgc", "sgc-bias"])
 def test_the_closed_form_equals_brute_force_for_removal_and_insertion(name):
     problem, method = problem_of(name), graph.ClosedForm()

@@ -1,4 +1,4 @@
-"""Influence of the edges of a graph, and rectification by edges that do not interact."""
+"""Influence of the edges and nodes of a graph, and rectification by edges that do not interact."""
 
 from afterfit.graph.closed_form import ClosedForm
 from afterfit.graph.edges import EdgeList, directed, union, upper
@@ -22,6 +22,7 @@ from afterfit.graph.influence import (
 )
 from afterfit.graph.inverse import conjugate_gradients, dual, smaller
 from afterfit.graph.newton import Newton
+from afterfit.graph.nodes import NodeInfluence, feature_influence, node_influence
 from afterfit.graph.problem import GraphProblem, graph_problem
 from afterfit.graph.reach import Reach
 from afterfit.graph.rectify import (
@@ -54,6 +55,7 @@ __all__ = [
     "FirstOrder",
     "GraphProblem",
     "Newton",
+    "NodeInfluence",
     "Radius",
     "RandomEdges",
     "RandomShare",
@@ -72,6 +74,7 @@ __all__ = [
     "dual",
     "edge_influence",
     "exact_radius",
+    "feature_influence",
     "graph_problem",
     "group_influence",
     "insertion_influence",
@@ -79,6 +82,7 @@ __all__ = [
     "is_distant",
     "last_round",
     "mean_loss",
+    "node_influence",
     "node_loss",
     "node_output",
     "paper_radius",

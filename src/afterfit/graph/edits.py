@@ -1,16 +1,17 @@
 """Edits of a graph, and the rows of any per-node quantity after each of them.
 
-An edit is a set of edges that are removed, or inserted, together. After an edit only the nodes
-within :attr:`~afterfit.graph.reach.Reach.edges` hops of its endpoints have other outputs, and each
-of them reads no more than the ball around it. Two removals that share no watched node can therefore
-be made in one graph: each watched node sees at most one of them (this is Proposition 3.1 of Song,
-Kim, Yang 2023 at work), and removing edges only shrinks balls. Edits are packed by that rule into
-as few graphs as greedy coloring finds, and the graphs, cut to the balls that matter, run together.
+An edit is a set of edges that are removed, or inserted, together (or other features of a node, see
+:mod:`~afterfit.graph.features`). After an edit only the nodes within some radius of what it touches
+have other outputs, and each of them reads no more than the ball around it. Two removals that share
+no watched node can therefore be made in one graph: each watched node sees at most one of them (this
+is Proposition 3.1 of Song, Kim, Yang 2023 at work), and removing edges only shrinks balls. Edits
+are packed by that rule into as few graphs as greedy coloring finds, and the graphs, cut to the
+balls that matter, run together.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import NamedTuple, Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,12 +29,57 @@ from afterfit.graph.balls import (
 )
 from afterfit.graph.edges import EdgeList
 from afterfit.graph.problem import GraphProblem
+from afterfit.graph.reach import Reach
+
+
+@runtime_checkable
+class Change(Protocol):
+    """Several edits, each apart from the others, of edges (`Edits`) or features."""
+
+    @property
+    def graph(self) -> EdgeList:
+        """The graph that is edited."""
+        ...
+
+    @property
+    def num_edits(self) -> int:
+        """Number of edits E."""
+        ...
+
+    @property
+    def inserts(self) -> bool:
+        """Whether an edit may bring nodes within reach that were not."""
+        ...
+
+    def take(self, positions: Int[Tensor, " S"]) -> "Change":
+        """Keep some of the edits, in ascending order."""
+        ...
+
+    def touched(self) -> csr_matrix:
+        """Edits by the nodes that they touch, (E, V)."""
+        ...
+
+    def radius(self, reach: Reach) -> int:
+        """Hops from touched nodes within which outputs change."""
+        ...
+
+    def edge_index(self) -> Int[Tensor, "2 M"]:
+        """Edges when all edits are made at once."""
+        ...
+
+    def table(self, x: Float[Tensor, "V F"]) -> Float[Tensor, "T F"]:
+        """Rows of features: those of the nodes, then new ones."""
+        ...
+
+    def sources(self, nodes: Int[Tensor, " S"]) -> Int[Tensor, " S"]:
+        """Row of the table that each node reads when all edits are made at once."""
+        ...
 
 
 @final
 @dataclass(frozen=True)
 class Edits:
-    """Several edits of one graph, each apart from the others.
+    """Several edits of the edges of one graph, each apart from the others.
 
     Attributes
     ----------
@@ -67,6 +113,28 @@ class Edits:
     def touched(self) -> csr_matrix:
         """Edits by the endpoints of their pairs, (E, V)."""
         return incidence(self.owner, self.pairs, (self.num_edits, self.graph.num_nodes))
+
+    def radius(self, reach: Reach) -> int:
+        """Hops from an endpoint within which outputs change."""
+        return reach.edges
+
+    def edge_index(self) -> Int[Tensor, "2 M"]:
+        """Edges when all edits are made at once."""
+        edge_index = self.graph.edge_index()
+        if self.inserts:
+            ways = [self.pairs.T, self.pairs.T.flip(0)][: self.graph.directions]
+            return torch.cat([edge_index, *ways], 1)
+        gone = torch.zeros(self.graph.num_edges + 1, dtype=torch.bool, device=edge_index.device)
+        gone[self.graph.positions(self.pairs)] = True
+        return edge_index[:, ~gone[self.graph.owners()]]  # loops have position −1: the last entry
+
+    def table(self, x: Float[Tensor, "V F"]) -> Float[Tensor, "V F"]:
+        """Features stay as they are."""
+        return x
+
+    def sources(self, nodes: Int[Tensor, " S"]) -> Int[Tensor, " S"]:
+        """Each node reads its own features."""
+        return nodes
 
     def edited(self, position: int) -> EdgeList:
         """Return the whole graph after one of the edits."""
@@ -124,13 +192,13 @@ class Rows(NamedTuple):
 
 
 Evaluate = Callable[[Int[Tensor, " S"], Int[Tensor, "2 M"]], Float[Tensor, "S D"]]
-"""Quantity of each node of a graph, given which nodes of the problem it is made of."""
+"""Quantity of each node of a graph, given which row of the table of features each node reads."""
 
 
 def edited_rows(
     evaluate: Evaluate,
     problem: GraphProblem,
-    edits: Edits,
+    edits: Change,
     watched: Int[Tensor, " N"],
     max_nodes: int,
 ) -> Iterator[Rows]:
@@ -145,7 +213,7 @@ def edited_rows(
     """
     adjacency = neighbors(edits.graph)
     reached = csr_matrix(
-        balls(edits.touched(), adjacency, problem.reach.edges)[:, watched.cpu().numpy()]
+        balls(edits.touched(), adjacency, edits.radius(problem.reach))[:, watched.cpu().numpy()]
     )
     colors = _alone(reached) if edits.inserts else _colors(reached, len(watched))
     pack: list[_Scene] = []
@@ -192,7 +260,7 @@ def _colors(reached: csr_matrix, num_watched: int) -> list[np.ndarray]:
 
 
 class _Scene(NamedTuple):
-    """One graph with the edits that were made in it."""
+    """One graph with the edits that were made in it; ``nodes`` are rows of features."""
 
     nodes: Tensor
     edge_index: Tensor
@@ -203,7 +271,7 @@ class _Scene(NamedTuple):
 
 def _scene(
     problem: GraphProblem,
-    edits: Edits,
+    edits: Change,
     reached: csr_matrix,
     watched: Tensor,
     adjacency: csr_matrix,
@@ -215,25 +283,16 @@ def _scene(
     mask = np.zeros(edits.graph.num_nodes, dtype=bool)
     mask[watched.cpu().numpy()[places.numpy()]] = True
     if edits.inserts:
-        mask[chosen.pairs.cpu().numpy().ravel()] = True  # reached over the new edges
+        mask[chosen.touched().indices] = True  # reached over the new edges
     halo = max(problem.reach.hops, problem.reach.edges + 1)  # both ends of all edges that matter
     inside = torch.from_numpy(spread(mask, adjacency, halo)).to(watched.device)
-    columns = _edited_columns(edits.graph, chosen)
+    columns = chosen.edge_index()
     columns = columns[:, inside[columns[0]] & inside[columns[1]]]
     local = inside.cumsum(0) - 1
     places = places.to(watched.device)
     edit = torch.from_numpy(color)[rows]
-    return _Scene(inside.nonzero()[:, 0], local[columns], edit, places, local[watched[places]])
-
-
-def _edited_columns(graph: EdgeList, edits: Edits) -> Int[Tensor, "2 M"]:
-    edge_index = graph.edge_index()
-    if edits.inserts:
-        ways = [edits.pairs.T, edits.pairs.T.flip(0)][: graph.directions]
-        return torch.cat([edge_index, *ways], 1)
-    gone = torch.zeros(graph.num_edges + 1, dtype=torch.bool, device=edge_index.device)
-    gone[graph.positions(edits.pairs)] = True
-    return edge_index[:, ~gone[graph.owners()]]  # loops have position −1: the last entry
+    rows_read = chosen.sources(inside.nonzero()[:, 0])
+    return _Scene(rows_read, local[columns], edit, places, local[watched[places]])
 
 
 def _run(evaluate: Evaluate, pack: list[_Scene]) -> Rows:

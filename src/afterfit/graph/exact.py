@@ -1,7 +1,7 @@
 """Exact finite edits, for any layer: the graph is edited, and the network run where it matters."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from afterfit.graph.edges import EdgeList
-from afterfit.graph.edits import Edits, Rows, edited_rows
+from afterfit.graph.edits import Change, Rows, edited_rows
 from afterfit.graph.method import Query
 from afterfit.graph.narrow import narrowed
 from afterfit.graph.problem import GraphProblem, call
@@ -48,15 +48,17 @@ class Exact:
         "influence, ICML, PMLR 202:32331"
     )
 
-    def shift(self, problem: GraphProblem, edits: Edits, query: Query) -> Float[Tensor, "E K"]:
+    def shift(self, problem: GraphProblem, edits: Change, query: Query) -> Float[Tensor, "E K"]:
         columns = [
             self._along(problem, edits, unflatten(u.to(problem.problem.dtype), _params(problem)))
             for u in query.solved.value.T
         ]
         return torch.stack(columns, 1)
 
-    def _along(self, problem: GraphProblem, edits: Edits, direction: Params) -> Float[Tensor, " E"]:
-        evaluate = narrowed(problem, direction)
+    def _along(
+        self, problem: GraphProblem, edits: Change, direction: Params
+    ) -> Float[Tensor, " E"]:
+        evaluate = narrowed(replace(problem, x=edits.table(problem.x)), direction)
         whole = torch.arange(problem.num_nodes, device=problem.x.device)
         base = evaluate(whole, edits.graph.edge_index())[problem.train]
         before = directional_losses(problem, base, problem.train)
@@ -68,13 +70,14 @@ class Exact:
         return -total / len(problem.train)
 
     def propagation(
-        self, problem: GraphProblem, edits: Edits, targets: Sequence[Target]
+        self, problem: GraphProblem, edits: Change, targets: Sequence[Target]
     ) -> Float[Tensor, "E K"]:
         watched = _read_nodes(problem, edits.graph, targets)
+        table = edits.table(problem.x)
 
         def evaluate(nodes: Tensor, edge_index: Tensor) -> Tensor:
             with torch.no_grad():
-                return call(problem.problem, _params(problem), problem.x[nodes], edge_index)
+                return call(problem.problem, _params(problem), table[nodes], edge_index)
 
         outputs = problem.outputs(edits.graph)
         before = torch.stack([target(problem, outputs) for target in targets])

@@ -67,10 +67,7 @@ class EdgeInfluence:
         ValueError
             If the propagation was not asked for.
         """
-        if self.propagation is None:
-            message = "the propagation was not computed; pass propagation=Exact() or FirstOrder()"
-            raise ValueError(message)
-        return self.shift + self.propagation
+        return total_of(self.shift, self.propagation)
 
     def to_pandas(self) -> pd.DataFrame:
         """One row an edge, the strongest opponent first."""
@@ -91,6 +88,22 @@ class EdgeInfluence:
         for u, v, *values in rows.itertuples(index=False):
             graph.add_edge(int(u), int(v), **dict(zip(names, map(float, values), strict=True)))
         return graph
+
+
+def total_of(
+    shift: Float[Tensor, " E"], propagation: Float[Tensor, " E"] | None
+) -> Float[Tensor, " E"]:
+    """Add the two parts of an influence.
+
+    Raises
+    ------
+    ValueError
+        If the propagation was not asked for.
+    """
+    if propagation is None:
+        message = "the propagation was not computed; pass propagation=Exact() or FirstOrder()"
+        raise ValueError(message)
+    return shift + propagation
 
 
 def edge_influence(

@@ -88,6 +88,61 @@ def shifts(
     return torch.stack(found)
 
 
+def isolated(edge_index: Tensor, node: int) -> Tensor:
+    """Delete all edges of a node but its self loops."""
+    touching = (edge_index == node).any(0) & (edge_index[0] != edge_index[1])
+    return edge_index[:, ~touching]
+
+
+def total_loss(
+    problem: GraphProblem, at: dict[str, Tensor], x: Tensor, edge_index: Tensor, nodes: list[int]
+) -> Tensor:
+    outputs = problem.problem.forward(at, (x, edge_index))
+    return functional.cross_entropy(outputs[nodes], problem.y[nodes], reduction="sum")
+
+
+def node_shifts(problem: GraphProblem, nodes: Sequence[int], damping: float) -> Tensor:
+    """``−u · (Σ_{v≠i} ∇ℓ_v(G′) − Σ_v ∇ℓ_v(G)) / N`` for each node i taken away."""
+    whole, at = problem.edges.edge_index(), leaves(problem)
+    u = solution(problem, whole, damping, target_gradient(problem))
+    train = problem.train.tolist()
+    before = gradient(total_loss(problem, at, problem.x, whole, train), at)
+    found = []
+    for node in nodes:
+        left = [v for v in train if v != node]
+        after = total_loss(problem, at, problem.x, isolated(whole, node), left)
+        found.append(-(u @ (gradient(after, at) - before)) / len(train))
+    return torch.stack(found)
+
+
+def with_row(problem: GraphProblem, node: int, row: Tensor) -> Tensor:
+    x = problem.x.clone()
+    x[node] = row
+    return x
+
+
+def feature_shifts(
+    problem: GraphProblem, nodes: Sequence[int], rows: Tensor, damping: float
+) -> Tensor:
+    """``−u · (∇L(X′) − ∇L(X))`` for each node with another row of features."""
+    whole, at = problem.edges.edge_index(), leaves(problem)
+    u = solution(problem, whole, damping, target_gradient(problem))
+    train = problem.train.tolist()
+    before = gradient(total_loss(problem, at, problem.x, whole, train), at)
+    found = []
+    for node, row in zip(nodes, rows, strict=True):
+        after = total_loss(problem, at, with_row(problem, node, row), whole, train)
+        found.append(-(u @ (gradient(after, at) - before)) / len(train))
+    return torch.stack(found)
+
+
+def validation_losses(problem: GraphProblem, graphs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Mean validation loss on each pair of features and edges."""
+    at, nodes = leaves(problem), problem.validation.tolist()
+    found = [total_loss(problem, at, x, edges, nodes).detach() / len(nodes) for x, edges in graphs]
+    return torch.stack(found)
+
+
 def newton_shifts(
     problem: GraphProblem, groups: Sequence[Pairs], damping: float, weight_decay: float
 ) -> Tensor:
