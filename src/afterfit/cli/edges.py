@@ -1,6 +1,7 @@
 """``afterfit edges``: which edges of a graph hurt, and the graph without them."""
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,8 @@ def edges(
         typer.Option(
             help="Edges of a round: share (the worst hundredth of the edges), consistent "
             "(opponents on most folds), rge (repulsive groups with patience), strict, top:NUMBER, "
-            "or ege (all opponents)."
+            "ege (all opponents); without influence jaccard or cosine (the hundredth whose nodes "
+            "are least alike), jaccard:LEAST or cosine:LEAST (all that are less alike, at once)."
         ),
     ] = "share",
     damping: Annotated[
@@ -39,9 +41,9 @@ def edges(
         message = f"--rounds is {rounds}, expected 0 or more"
         raise ValueError(message)
     trained = load(factory, graph.TrainedGraph, "afterfit.graph.TrainedGraph(module, data, ...)")
-    chosen = _rule(rule, graph, trained)
+    chosen, tolerance = _rule(rule, graph, trained)
     run = run_edges(
-        trained, out, chosen, damping=damping, max_rounds=rounds, seed=seed,
+        trained, out, chosen, damping=damping, max_rounds=rounds, tolerance=tolerance, seed=seed,
         title=f"Edges of {factory}", say=say,
     )  # fmt: skip
     tell(run)
@@ -67,10 +69,16 @@ def graph_parts() -> tuple[Any, Any]:
     return graph, run_edges
 
 
-def _rule(text: str, graph: Any, trained: Any) -> Any:
+def _rule(text: str, graph: Any, trained: Any) -> tuple[Any, float]:
+    """The rule, and the tolerance: rules of similarity go on whatever influence foretells."""
     name, _, value = text.partition(":")
     if name == "top" and value.isdigit() and int(value) > 0:
-        return graph.Top(int(value))
+        return graph.Top(int(value)), 0.0
+    alike = {"jaccard": graph.jaccard, "cosine": graph.cosine}
+    if text in alike:
+        return graph.LeastSimilar(0.01, alike[text]), -math.inf
+    if name in alike and _is_number(value):
+        return graph.Dissimilar(float(value), alike[name]), -math.inf
     rules = {
         "share": lambda: graph.TopShare(0.01),
         "consistent": graph.Consistent,
@@ -79,9 +87,16 @@ def _rule(text: str, graph: Any, trained: Any) -> Any:
         "ege": lambda: graph.all_opponents,
     }
     if text not in rules:
-        message = f"--rule is '{text}', expected {', '.join(rules)}, or top:NUMBER"
+        message = (
+            f"--rule is '{text}', expected {', '.join([*rules, *alike])}, top:NUMBER, "
+            "jaccard:LEAST, or cosine:LEAST"
+        )
         raise ValueError(message)
-    return rules[text]()
+    return rules[text](), 0.0
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"-?\d*\.?\d+", text) is not None
 
 
 def tell(run: Any) -> None:

@@ -42,6 +42,7 @@ from afterfit.graph.rules import (
     all_opponents,
     published_patience,
 )
+from afterfit.graph.similarity import Dissimilar, LeastSimilar, cosine, jaccard
 from afterfit.graph.target import mean_loss, node_loss, node_output, validation_loss
 from afterfit.graph.trained import TrainedGraph
 
@@ -49,11 +50,13 @@ __all__ = [
     "Additivity",
     "ClosedForm",
     "Consistent",
+    "Dissimilar",
     "EdgeInfluence",
     "EdgeList",
     "Exact",
     "FirstOrder",
     "GraphProblem",
+    "LeastSimilar",
     "Newton",
     "NodeInfluence",
     "Radius",
@@ -70,6 +73,7 @@ __all__ = [
     "all_opponents",
     "best_held_out",
     "conjugate_gradients",
+    "cosine",
     "directed",
     "dual",
     "edge_influence",
@@ -80,6 +84,7 @@ __all__ = [
     "insertion_influence",
     "interacts",
     "is_distant",
+    "jaccard",
     "last_round",
     "mean_loss",
     "node_influence",

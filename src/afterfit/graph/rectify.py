@@ -166,7 +166,8 @@ def rectify(
     max_rounds
         At most so many rounds.
     tolerance
-        Stop when the foretold improvement of a round is not above it, in nats.
+        Stop when the foretold improvement of a round is below it, in nats; ``-math.inf`` goes on
+        whatever is foretold, for rules that do not ask influence.
     seed
         Of the held-out nodes.
 

@@ -81,6 +81,7 @@ def run_edges(
     *,
     damping: float | int | None = None,
     max_rounds: int = 100,
+    tolerance: float | int = 0.0,
     seed: int = 0,
     title: str = "Edge report",
     say: Callable[[str], None] = lambda _: None,
@@ -93,6 +94,8 @@ def run_edges(
         Chooses the edges of one round.
     damping
         Of the curvature; by default the weight decay of the training.
+    tolerance
+        Of a round, as in :func:`~afterfit.graph.rectify`.
     """
     problem = trained.problem()
     damped = trained.weight_decay if damping is None else damping
@@ -107,7 +110,7 @@ def run_edges(
         say("removing harmful edges, and training again")
         rectified = rectify(
             problem, trained.train_again, damping=damped, rule=rule, method=method,
-            max_rounds=max_rounds, seed=seed,
+            max_rounds=max_rounds, tolerance=tolerance, seed=seed,
         )  # fmt: skip
         write_table_atomic(folder / "rounds.csv", rectified.to_pandas())
         write_table_atomic(folder / "removed.csv", rectified.removed_to_pandas())

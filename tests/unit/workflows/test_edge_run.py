@@ -1,6 +1,7 @@
 """A run over the edges of a small graph, some of which were drawn at random."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -90,6 +91,13 @@ def test_a_rule_that_finds_nothing_leaves_the_graph(tmp_path):
     assert run.figures["removed"] == 0
     assert run.figures["test_accuracy_before"] == run.figures["test_accuracy_after"]
     assert "the graph is as it was" in run.report.read_text()
+
+
+def test_a_rule_without_influence_goes_on_whatever_is_foretold(tmp_path):
+    rule = graph.LeastSimilar(0.1, graph.cosine)
+    run = run_edges(trained(), tmp_path, rule, tolerance=-math.inf, max_rounds=3)
+    assert run.rectified is not None
+    assert len(run.rectified.history) == 4
 
 
 def test_names_stand_in_for_numbers():
