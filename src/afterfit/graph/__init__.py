@@ -19,6 +19,7 @@ from afterfit.graph.influence import (
     edge_influence,
     group_influence,
     insertion_influence,
+    screened_influence,
 )
 from afterfit.graph.inverse import conjugate_gradients, dual, smaller
 from afterfit.graph.newton import Newton
@@ -94,6 +95,7 @@ __all__ = [
     "published",
     "published_patience",
     "rectify",
+    "screened_influence",
     "smaller",
     "union",
     "upper",

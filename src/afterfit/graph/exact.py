@@ -33,7 +33,8 @@ class Exact:
     Parameters
     ----------
     memory_budget
-        Bytes that the networks that run together may take.
+        Bytes that the networks that run together may take. The floor is one pass over the whole
+        graph, which every score is compared with, and no ball of a hub takes more than that.
 
     References
     ----------

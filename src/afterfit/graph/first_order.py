@@ -10,11 +10,12 @@ from torch import Tensor
 
 from afterfit.graph.edges import EdgeList
 from afterfit.graph.edits import Edits
+from afterfit.graph.memory import require_memory
 from afterfit.graph.method import Query
 from afterfit.graph.problem import GraphProblem
 from afterfit.graph.target import Target
 from afterfit.problem._autodiff import differentiable_attention, jvp
-from afterfit.problem.persample import unflatten
+from afterfit.problem.persample import GIBIBYTE, unflatten
 from afterfit.typing import Params
 
 
@@ -28,12 +29,19 @@ class FirstOrder:
     degrees: scores are too small by a third or so on citation graphs, most for nodes of few edges.
     Use it to screen, and `Exact` on what it finds.
 
+    Parameters
+    ----------
+    memory_budget
+        Bytes that the passes may take. They read the whole graph and cannot be cut: a graph that
+        would take more, as estimated on tiny graphs, is refused.
+
     References
     ----------
     Heo, Lee, Jung, Kim, Kim (2025), "Influence functions for edge edits in non-convex graph neural
     networks", NeurIPS, arXiv:2506.04694.
     """
 
+    memory_budget: int = 8 * GIBIBYTE
     reference: ClassVar[str] = (
         "Heo et al. (2025), Influence functions for edge edits in non-convex graph neural "
         "networks, NeurIPS, arXiv:2506.04694"
@@ -50,7 +58,7 @@ class FirstOrder:
             return -derivative
 
         directions = query.solved.value.T
-        return _weight_derivatives(
+        return self._weight_derivatives(
             problem, edits, [lambda graph, u=u: along(graph, u) for u in directions]
         )
 
@@ -59,30 +67,31 @@ class FirstOrder:
     ) -> Float[Tensor, "E K"]:
         params = problem.problem.params
         numbers = [lambda graph, t=target: t(problem, graph(params)) for target in targets]
-        return _weight_derivatives(problem, edits, numbers)
+        return self._weight_derivatives(problem, edits, numbers)
 
-
-def _weight_derivatives(
-    problem: GraphProblem,
-    edits: Edits,
-    numbers: Sequence[Callable[[Callable[[Params], Tensor]], Tensor]],
-) -> Float[Tensor, "E K"]:
-    """Sum over the pairs of each edit of the derivative in its weight, with the edit's sign."""
-    require_weighted(problem)
-    graph, weights, positions = _weighted_graph(problem, edits)
-    edge_index, owners = graph.edge_index(), graph.owners()
-    loops = owners < 0
-    columns = []
-    for number in numbers:
-        leaf = weights.clone().requires_grad_()
-        with differentiable_attention(), torch.enable_grad():
-            expanded = torch.where(loops, torch.ones_like(leaf[:1]), leaf[owners.clamp_min(0)])
-            value = number(lambda at, w=expanded: problem.forward(at, edge_index, w))
-            (gradient,) = torch.autograd.grad(value, leaf)
-        columns.append(gradient[positions])
-    by_pair = torch.stack(columns, 1).double() * (1 if edits.inserts else -1)
-    total = by_pair.new_zeros(edits.num_edits, len(numbers))
-    return total.index_add_(0, edits.owner.to(total.device), by_pair)
+    def _weight_derivatives(
+        self,
+        problem: GraphProblem,
+        edits: Edits,
+        numbers: Sequence[Callable[[Callable[[Params], Tensor]], Tensor]],
+    ) -> Float[Tensor, "E K"]:
+        """Sum over the pairs of each edit of the derivative in its weight, with the edit's sign."""
+        require_weighted(problem)
+        graph, weights, positions = _weighted_graph(problem, edits)
+        edge_index, owners = graph.edge_index(), graph.owners()
+        require_memory(problem, edge_index.shape[1], self.memory_budget)
+        loops = owners < 0
+        columns = []
+        for number in numbers:
+            leaf = weights.clone().requires_grad_()
+            with differentiable_attention(), torch.enable_grad():
+                expanded = torch.where(loops, torch.ones_like(leaf[:1]), leaf[owners.clamp_min(0)])
+                value = number(lambda at, w=expanded: problem.forward(at, edge_index, w))
+                (gradient,) = torch.autograd.grad(value, leaf)
+            columns.append(gradient[positions])
+        by_pair = torch.stack(columns, 1).double() * (1 if edits.inserts else -1)
+        total = by_pair.new_zeros(edits.num_edits, len(numbers))
+        return total.index_add_(0, edits.owner.to(total.device), by_pair)
 
 
 def _weighted_graph(problem: GraphProblem, edits: Edits) -> tuple[EdgeList, Tensor, Tensor]:

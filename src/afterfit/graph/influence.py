@@ -12,6 +12,7 @@ from torch import Tensor
 
 from afterfit.graph.edits import Edits, insertions, removals, single_removals
 from afterfit.graph.exact import Exact
+from afterfit.graph.first_order import FirstOrder
 from afterfit.graph.inverse import Inverse, Solved, smaller, target_gradient
 from afterfit.graph.method import EdgeMethod, Query
 from afterfit.graph.problem import GraphProblem
@@ -23,7 +24,7 @@ Pairs = Tensor | Sequence[Sequence[int]]
 Edges = Literal["all"] | Pairs
 """Edges by their endpoints, in either order if undirected; or all of them."""
 
-_EXACT = Exact()
+_EXACT, _FIRST_ORDER = Exact(), FirstOrder()
 
 
 @final
@@ -150,6 +151,47 @@ def edge_influence(
     return influence_of(problem, edits, damping, target, method, propagation, inverse)
 
 
+def screened_influence(
+    problem: GraphProblem,
+    keep: int,
+    *,
+    damping: float | int,
+    target: Target = validation_loss,
+    screen: EdgeMethod = _FIRST_ORDER,
+    method: EdgeMethod = _EXACT,
+    propagation: EdgeMethod | None = None,
+    inverse: Inverse = smaller,
+) -> EdgeInfluence:
+    """Find the worst edges by a cheap method, and what removing each of them does by another.
+
+    The curvature is solved with once. On a large graph the screening takes two passes through the
+    network for all edges, the rest at most one pass an edge: an edge at a hub reaches most of the
+    graph, and is scored on most of it.
+
+    Parameters
+    ----------
+    keep
+        How many edges, those whose scores by ``screen`` are lowest; in that order.
+    damping, target, propagation, inverse
+        As in `edge_influence`.
+    screen, method
+        Methods for all edges, and for those that are kept.
+
+    Raises
+    ------
+    ValueError
+        If ``keep`` is below 1, a method does not suit the network, or the damping is not above 0.
+    """
+    if keep < 1:
+        message = f"keep is {keep}, expected 1 or more: the number of edges to score again"
+        raise ValueError(message)
+    query = prepare(problem, [target], damping, inverse)
+    every = single_removals(problem.edges, torch.arange(problem.edges.num_edges))
+    worst = screen.shift(problem, every, query)[:, 0].argsort(stable=True)[:keep]
+    edits = single_removals(problem.edges, worst.to(problem.edges.pairs.device))
+    return _answer(problem, edits, query, method, propagation)
+
+
 def insertion_influence(
     problem: GraphProblem,
     pairs: Pairs,
@@ -204,11 +246,21 @@ def influence_of(
 ) -> EdgeInfluence:
     """Ask about edits that are made already."""
     query = prepare(problem, [target], damping, inverse)
+    return _answer(problem, edits, query, method, propagation)
+
+
+def _answer(
+    problem: GraphProblem,
+    edits: Edits,
+    query: Query,
+    method: EdgeMethod,
+    propagation: EdgeMethod | None,
+) -> EdgeInfluence:
     shift = method.shift(problem, edits, query)[:, 0]
     direct = None
     if propagation is not None:
         read = replace(edits, graph=problem.read_on)
-        direct = propagation.propagation(problem, read, [target])[:, 0]
+        direct = propagation.propagation(problem, read, query.targets)[:, 0]
     return EdgeInfluence(edits.pairs, shift, direct, query.solved)
 
 
