@@ -11,6 +11,7 @@ from afterfit import graph
 from afterfit.graph import GraphProblem
 from afterfit.graph.edits import single_removals
 from afterfit.graph.influence import prepare
+from afterfit.graph.inverse import Solved
 from afterfit.graph.memory import weight_derivative_bytes
 from tests.unit.graph import oracle
 from tests.unit.graph.layers import Data
@@ -37,9 +38,14 @@ def large(name: str, num_nodes: int, num_edges: int) -> GraphProblem:
 # Memory ----------------------------------------------------------------------------------------
 
 
+def one_direction(problem: GraphProblem, columns: Tensor, damping: float) -> Solved:
+    """Solve nothing: the memory of a pass does not depend on its direction."""
+    return Solved(columns.double(), 0, 0.0, converged=True, method="none")
+
+
 def kept_bytes(problem: GraphProblem) -> int:
     """Bytes of what a real pass keeps for its backward pass."""
-    query = prepare(problem, [graph.validation_loss], DAMPING)
+    query = prepare(problem, [graph.validation_loss], DAMPING, one_direction)
     edits = single_removals(problem.edges, torch.arange(problem.edges.num_edges))
     sizes: dict[int, int] = {}
     held = []
@@ -71,11 +77,12 @@ def test_a_graph_that_the_budget_does_not_hold_is_refused_with_the_need(name):
     need = weight_derivative_bytes(problem, problem.edges.edge_index().shape[1])
     enough, little = graph.FirstOrder(need), graph.FirstOrder(need - 1)
     edges = problem.edges.pairs[:3]
-    graph.edge_influence(problem, edges, damping=DAMPING, method=enough, propagation=enough)
+    settings = {"damping": DAMPING, "inverse": one_direction}
+    graph.edge_influence(problem, edges, **settings, method=enough, propagation=enough)
     with pytest.raises(ValueError, match=rf"memory_budget is .* FirstOrder\(memory_budget={need}"):
-        graph.edge_influence(problem, edges, damping=DAMPING, method=little)
+        graph.edge_influence(problem, edges, **settings, method=little)
     with pytest.raises(ValueError, match="cannot be cut"):
-        graph.edge_influence(problem, edges, damping=DAMPING, propagation=little)
+        graph.edge_influence(problem, edges, **settings, method=enough, propagation=little)
 
 
 def test_an_estimate_leaves_the_random_state_and_the_parameters_alone(random_state_is_kept):
