@@ -9,12 +9,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
-
-from afterfit.graph import GraphProblem, graph_problem
-from tests.unit.graph.layers import (
+from torch_geometric.data import Data
+from torch_geometric.nn import (
     APPNP,
     ChebConv,
-    Data,
     GATConv,
     GATv2Conv,
     GCNConv,
@@ -23,6 +21,8 @@ from tests.unit.graph.layers import (
     SAGEConv,
     SGConv,
 )
+
+from afterfit.graph import GraphProblem, graph_problem
 
 NUM_NODES, NUM_FEATURES, NUM_CLASSES = 32, 30, 3
 

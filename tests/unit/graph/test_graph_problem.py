@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch_geometric.nn import GCNConv, GraphNorm, SGConv
 
 from afterfit import graph
 from afterfit.graph import Reach
 from afterfit.graph.first_order import require_weighted
 from afterfit.problem import Bernoulli, Categorical
-from tests.unit.graph.layers import GCNConv, GraphNorm, SGConv
 from tests.unit.graph.networks import (
     NETWORKS,
     NUM_CLASSES,

@@ -8,13 +8,13 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
+from torch_geometric.nn import SGConv
 
 from afterfit import graph
 from afterfit.graph import GraphProblem
 from afterfit.graph.exact import Exact
 from afterfit.graph.inverse import smaller
 from afterfit.graph.rules import Round, fold_scores, opponents
-from tests.unit.graph.layers import SGConv
 from tests.unit.graph.networks import NUM_CLASSES, NUM_FEATURES, make_data
 
 DECAY = 0.3  # nine training nodes: with less, one edge moves the network out of the linear range

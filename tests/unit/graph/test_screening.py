@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 from torch.testing import assert_close
+from torch_geometric.data import Data
 
 from afterfit import graph
 from afterfit.graph import GraphProblem
@@ -14,7 +15,6 @@ from afterfit.graph.influence import prepare
 from afterfit.graph.inverse import Solved
 from afterfit.graph.memory import weight_derivative_bytes
 from tests.unit.graph import oracle
-from tests.unit.graph.layers import Data
 from tests.unit.graph.networks import NUM_CLASSES, NUM_FEATURES, make_network, make_problem
 
 DAMPING = 0.05
