@@ -1,7 +1,7 @@
 """Time of edge scores, as ratios to one full-graph gradient an edge; scale of first-order scores.
 
     python benchmarks/edges.py cora --data DATA/graphs
-    python benchmarks/edges.py scale --threads 2
+    python benchmarks/edges.py scale --threads 1
 
 `cora`: SGC (closed form) and GCN-16 (exact), all 5,278 edges. The authors' code computes the
 gradient of the training loss on the whole graph once an edge; that is timed on a few edges and
