@@ -24,6 +24,7 @@ from afterfit.posterior.predict import (
 from afterfit.posterior.rto import (
     ConjugateGradients,
     Descent,
+    LeastSquares,
     Randomized,
     full_noise,
     one_hot_noise,
@@ -35,6 +36,7 @@ __all__ = [
     "Descent",
     "GaussianPosterior",
     "LaplaceBridge",
+    "LeastSquares",
     "Link",
     "Moments",
     "MonteCarlo",

@@ -119,7 +119,9 @@ class GaussianPosterior:
         """Draw coordinates, flat; the symmetric root of the covariance is applied to the noise.
 
         The symmetric root does not depend on how eigenvectors were chosen, so the same seed gives
-        the same functions for a network that was rescaled.
+        the same functions for a network that was rescaled, or in which odd units were turned
+        around. Where units were permuted the draws of one seed are others, of the same law: noise
+        belongs to positions.
         """
         if num < 1:
             message = f"num is {num}, expected at least 1 draw"
@@ -127,7 +129,8 @@ class GaussianPosterior:
         noise = torch.randn(
             num, len(self.prior), generator=generator, dtype=torch.float64, device=generator.device
         ).to(self.prior)
-        spread = self.basis.apply(self.variances_along().sqrt(), self.factor, noise.mT)
+        signs = torch.where(self.prior < 0, -1.0, 1.0).to(noise)
+        spread = self.basis.apply(self.variances_along().sqrt(), self.factor, (signs * noise).mT)
         return flatten(self.problem.params) + self.prior * spread.mT
 
     def sample(self, num: int, generator: Generator) -> Ensemble:
