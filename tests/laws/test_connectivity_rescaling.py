@@ -24,6 +24,7 @@ from afterfit.posterior import (
     predict,
     predict_by_members,
     randomize_then_optimize,
+    with_ridge_mean,
 )
 from afterfit.problem import Batches, Categorical, Problem, connectivity, linearize, restrict
 from afterfit.sharpness import (
@@ -231,6 +232,17 @@ def test_predictions_and_evidence(name: str, curvature: str, change: str):
     assert distance(log_evidence(one), log_evidence(other)) < EXACT
     assert distance(one.effective_dimension(), other.effective_dimension()) < EXACT
     assert distance(by_evidence(one).factor, by_evidence(other).factor) < EXACT
+
+
+@every_network
+@every_curvature
+@both_changes
+def test_predictions_of_the_ridge_mean(name: str, curvature: str, change: str):
+    found = [
+        predict(with_ridge_mean(one, data(name)), data(name)).logit_mean
+        for one in posteriors(name, change, curvature)
+    ]
+    assert distance(*found) < EXACT
 
 
 @every_network
