@@ -140,13 +140,14 @@ def check(seeds: dict[str, dict[str, list[list[float]]]]) -> None:
             mean = nll.mean(0)
             told_of = []
             for name, grid in (("grid", GRID), ("with 0.3 and 3", ALPHAS)):
-                best = min(grid, key=lambda alpha: float(mean[ALPHAS.index(alpha)]))
-                away = nll[:, one] - nll[:, ALPHAS.index(best)]
-                stderr = float(away.std() / math.sqrt(len(nll)))
-                gap = float(away.mean())
-                verdict = "best" if best == 1 else "within noise" if gap <= 2 * stderr else "worse"
+                order = sorted(grid, key=lambda alpha: float(mean[ALPHAS.index(alpha)]))
+                rival = order[1] if order[0] == 1 else order[0]
+                away = nll[:, one] - nll[:, ALPHAS.index(rival)]
+                stderr, gap = float(away.std() / math.sqrt(len(nll))), float(away.mean())
+                near = "within noise of the best" if gap <= 2 * stderr else "worse"
+                verdict = "best" if order[0] == 1 else near
                 told_of.append(
-                    f"{name}: best {best:g}, NLL(1) - NLL(best) {gap:+.4f} +- {stderr:.4f}, 1 is {verdict}"
+                    f"{name}: 1 is {verdict}, {gap:+.4f} +- {stderr:.4f} against {rival:g}"
                 )
             print(f"{how} weights x {factor:<4} " + "; ".join(told_of))
     own = [losses(seeds, f"CL {factor} clean") for factor in FACTORS]
