@@ -173,6 +173,15 @@ def told(rows: dict[str, dict]) -> None:
         )
 
 
+def against(rows: dict[str, dict], one: str, other: str) -> None:
+    """Paired difference of the losses of two ways."""
+    first, second = (torch.tensor(rows[name]["losses"]).double() for name in (one, other))
+    away = first - second
+    print(
+        f"{one} less {other}: {float(away.mean()):+.4f} +- {float(away.std()) / len(away) ** 0.5:.4f} nats"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist/ and cifar10/")
@@ -196,6 +205,9 @@ def main() -> None:
             path.write_text(json.dumps(rows))
             print(f"{name}: {rows[name]['nll']:.4f} nats, {seconds:.0f} s", flush=True)
     told(rows)
+    against(rows, "CL kfac", "LL kfac")
+    against(rows, "CL last layer", "LL last layer")
+    against(rows, "CL kfac", "temperature")
 
 
 if __name__ == "__main__":
