@@ -39,7 +39,8 @@ def kfac(
     In relative coordinates the block between two diagonals is no Kronecker product. The size of
     the scale is replaced by the product of the geometric means of its rows and columns, which
     follows every rescaling of units exactly, so that the factors ignore such rescalings as the
-    exact block does; its signs stay.
+    exact block does; its signs stay. What is neither row nor column is not followed: a bias on
+    which nothing depends, as that of the keys of attention, must be rescaled along with its weight.
 
     Parameters
     ----------

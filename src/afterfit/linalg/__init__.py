@@ -2,6 +2,7 @@
 
 from afterfit.linalg.estimate import Estimate
 from afterfit.linalg.krylov import Hessenberg, Krylov, RitzPairs, arnoldi, lanczos, ritz_pairs
+from afterfit.linalg.least_squares import lsmr
 from afterfit.linalg.operator import Congruence, Kind, LinearOperator, Product, Scaled, Sum
 from afterfit.linalg.quadrature import SLQ, estimate_logdet, estimate_spectral_sum
 from afterfit.linalg.solvers import (
@@ -66,6 +67,7 @@ __all__ = [
     "estimate_spectral_sum",
     "estimate_trace",
     "lanczos",
+    "lsmr",
     "ritz_pairs",
     "solve",
     "spectrum",

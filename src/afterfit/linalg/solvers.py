@@ -78,7 +78,8 @@ def _checked(a: LinearOperator, b: Tensor, x: Tensor, steps: int, tolerance: flo
     return Solution(x, steps, residual, residual <= tolerance)
 
 
-def _warn_of(solution: Solution, name: str, knob: str) -> Solution:
+def warn_of(solution: Solution, name: str, knob: str) -> Solution:
+    """Warn of a solution that has not converged, with what to turn."""
     if not solution.converged:
         message = (
             f"{name} stopped after {solution.steps} products with a residual of "
@@ -178,7 +179,7 @@ class CG(Solver):
             columns = b if b.ndim == 2 else b[:, None]
             x, steps = self._iterate(a, columns)
             found = _checked(a, b, x.view_as(b), steps, 2 * self.tolerance)
-            return _warn_of(found, "CG", "raise max_steps, the damping, or give a preconditioner")
+            return warn_of(found, "CG", "raise max_steps, the damping, or give a preconditioner")
 
         return compute
 
@@ -248,7 +249,7 @@ class Neumann(Solver):
                     )
                     raise ValueError(message)
             found = _checked(a, b, x, self.num_steps, self.tolerance)
-            return _warn_of(found, "the Neumann series", "raise num_steps or the damping")
+            return warn_of(found, "the Neumann series", "raise num_steps or the damping")
 
         return compute
 

@@ -13,7 +13,7 @@ from afterfit.linalg.operator import LinearOperator
 def spectrum(
     a: LinearOperator,
     num: int,
-    generator: Generator,
+    start: Generator | Float[Tensor, " P"],
     tolerance: float = 1e-6,
     max_steps: int = 300,
 ) -> RitzPairs:
@@ -28,6 +28,8 @@ def spectrum(
     ----------
     num
         Pairs asked for; fewer come where the operator has no more.
+    start
+        The first vector, or what draws it from N(0, I).
     max_steps
         Products, and vectors of length P that are held, at the most; pairs that have not converged
         by then come with a warning.
@@ -45,11 +47,10 @@ def spectrum(
     if not 1 <= num <= max_steps:
         message = f"num is {num} with max_steps {max_steps}, expected between 1 and max_steps"
         raise ValueError(message)
-    drawn = torch.randn(
-        a.shape[0], generator=generator, device=generator.device, dtype=torch.float64
+    first = start if isinstance(start, Tensor) else _drawn(a.shape[0], start)
+    krylov = lanczos(
+        lambda v: a @ v, first.to(a.device, a.dtype), max_steps, _converged(num, tolerance)
     )
-    start = drawn.to(a.device, a.dtype)
-    krylov = lanczos(lambda v: a @ v, start, max_steps, _converged(num, tolerance))
     found = ritz_pairs(krylov, num)
     rough = int((found.residuals > tolerance * found.values.abs().max()).sum())
     if rough:
@@ -60,6 +61,10 @@ def spectrum(
         )
         warnings.warn(message, stacklevel=2)
     return found
+
+
+def _drawn(size: int, generator: Generator) -> Float[Tensor, " P"]:
+    return torch.randn(size, generator=generator, device=generator.device, dtype=torch.float64)
 
 
 def _converged(num: int, tolerance: float) -> Enough:

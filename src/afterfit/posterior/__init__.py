@@ -9,7 +9,7 @@ from afterfit.posterior.evidence import (
     log_evidence,
     noise_by_evidence,
 )
-from afterfit.posterior.gaussian import GaussianPosterior
+from afterfit.posterior.gaussian import GaussianPosterior, antithetic, with_ridge_mean
 from afterfit.posterior.laplace import laplace
 from afterfit.posterior.link import LaplaceBridge, Link, Moments, MonteCarlo, Probit
 from afterfit.posterior.lowrank import low_rank
@@ -24,6 +24,7 @@ from afterfit.posterior.predict import (
 from afterfit.posterior.rto import (
     ConjugateGradients,
     Descent,
+    LeastSquares,
     Randomized,
     full_noise,
     one_hot_noise,
@@ -35,6 +36,7 @@ __all__ = [
     "Descent",
     "GaussianPosterior",
     "LaplaceBridge",
+    "LeastSquares",
     "Link",
     "Moments",
     "MonteCarlo",
@@ -42,6 +44,7 @@ __all__ = [
     "Probit",
     "Randomized",
     "ScaleSearch",
+    "antithetic",
     "by_evidence",
     "by_group_evidence",
     "by_validation",
@@ -59,4 +62,5 @@ __all__ = [
     "predict_by_members",
     "predict_by_outputs",
     "randomize_then_optimize",
+    "with_ridge_mean",
 ]

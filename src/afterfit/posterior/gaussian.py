@@ -1,6 +1,6 @@
 """A Gaussian over the coordinates of a problem, centered where training ended."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import final
@@ -12,8 +12,10 @@ from torch import Generator, Tensor
 from afterfit.posterior.basis import Basis, Weightings
 from afterfit.problem.data import Batches
 from afterfit.problem.ensemble import Ensemble, Member, MemoryStore
-from afterfit.problem.persample import GIBIBYTE, flatten, outputs, unflatten
+from afterfit.problem.persample import GIBIBYTE, flatten, outputs, total_gradient, unflatten
 from afterfit.problem.problem import Problem
+from afterfit.problem.transform import linearize
+from afterfit.typing import Params
 
 PriorScale = float | int | Mapping[str, float | int]
 """Standard deviation of the prior: one for all coordinates, or one for each pattern of names."""
@@ -24,8 +26,9 @@ PriorScale = float | int | Mapping[str, float | int]
 class GaussianPosterior:
     """N(θ̂, Σ) in the coordinates of ``problem``, ``Σ = S (V diag(α²/(1+α²λ)) Vᵀ + …) S``.
 
-    Made by :func:`~afterfit.posterior.laplace`. The mean is where training ended: the prior
-    N(θ̂, α² S²) is centered there as well, and its scale can be changed without new curvature.
+    Made by :func:`~afterfit.posterior.laplace`. The mean is where training ended, or by
+    :func:`with_ridge_mean` what the data ask for from there: the prior N(θ̂, α² S²) is centered at
+    θ̂ as well, and its scale can be changed without new curvature.
 
     Attributes
     ----------
@@ -45,6 +48,9 @@ class GaussianPosterior:
         Of the training data at θ̂, in nats.
     num_targets
         Number of training samples times outputs.
+    pull
+        Minus the gradient of the summed loss at θ̂ (P,), along which the mean moves; None for a mean
+        at θ̂.
     """
 
     problem: Problem
@@ -54,6 +60,7 @@ class GaussianPosterior:
     factor: float
     log_likelihood: float
     num_targets: int
+    pull: Float[Tensor, " P"] | None = None
 
     @property
     def structure(self) -> str:
@@ -81,12 +88,12 @@ class GaussianPosterior:
         memory_budget
             Bytes that one chunk may take.
         """
-        for index, mean, covariances in self.covariances_at([self.factor], data, memory_budget):
-            yield index, mean, covariances[0]
+        for index, means, covariances in self.covariances_at([self.factor], data, memory_budget):
+            yield index, means[0], covariances[0]
 
     def covariances_at(
         self, factors: Sequence[float | int], data: Batches, memory_budget: int = GIBIBYTE
-    ) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "B C"], Float[Tensor, "A B C C"]]]:
+    ) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "A B C"], Float[Tensor, "A B C C"]]]:
         """As :meth:`covariances` for A scales of the prior, with one pass over the data."""
         at = [self.scaled(factor) for factor in factors]
         weights = torch.stack([one.variances_along() for one in at])
@@ -95,7 +102,24 @@ class GaussianPosterior:
         with torch.no_grad():
             parts = self.basis.covariances(self.problem, data, several, memory_budget)
             for index, covariances in parts:
-                yield index, outputs(self.problem, data.subset(index)), covariances
+                yield index, self._means(at, data.subset(index)), covariances
+
+    def _means(self, at: Sequence["GaussianPosterior"], data: Batches) -> Float[Tensor, "A B C"]:
+        """Outputs of the linearized network at the mean of each of A posteriors."""
+        if self.pull is None:
+            found = outputs(self.problem, data)
+            return found.expand(len(at), *found.shape)
+        linear, like = linearize(self.problem), self.problem.params
+        return torch.stack([outputs(linear, data, unflatten(one.mean(), like)) for one in at])
+
+    def mean(self) -> Float[Tensor, " P"]:
+        """Mean of the coordinates, flat: θ̂, or ``θ̂ + Σ pull``."""
+        center = flatten(self.problem.params)
+        if self.pull is None:
+            return center
+        pull = (self.prior * self.pull)[:, None]
+        moved = self.basis.apply(self.variances_along(), self.factor**2, pull)[:, 0]
+        return center + self.prior * moved
 
     def variances_along(self) -> Float[Tensor, " R"]:
         """Posterior variance of each direction of the basis, ``α² / (1 + α² λ)``."""
@@ -119,7 +143,9 @@ class GaussianPosterior:
         """Draw coordinates, flat; the symmetric root of the covariance is applied to the noise.
 
         The symmetric root does not depend on how eigenvectors were chosen, so the same seed gives
-        the same functions for a network that was rescaled.
+        the same functions for a network that was rescaled, or in which odd units were turned
+        around. Where units were permuted the draws of one seed are others, of the same law: noise
+        belongs to positions.
         """
         if num < 1:
             message = f"num is {num}, expected at least 1 draw"
@@ -127,12 +153,65 @@ class GaussianPosterior:
         noise = torch.randn(
             num, len(self.prior), generator=generator, dtype=torch.float64, device=generator.device
         ).to(self.prior)
-        spread = self.basis.apply(self.variances_along().sqrt(), self.factor, noise.mT)
-        return flatten(self.problem.params) + self.prior * spread.mT
+        signs = torch.where(self.prior < 0, -1.0, 1.0).to(noise)
+        spread = self.basis.apply(self.variances_along().sqrt(), self.factor, (signs * noise).mT)
+        return self.mean() + self.prior * spread.mT
 
     def sample(self, num: int, generator: Generator) -> Ensemble:
         """Draw members that :func:`~afterfit.posterior.predict_by_members` and others take."""
         return as_ensemble(self.problem, self.draws(num, generator))
+
+
+def with_ridge_mean(posterior: GaussianPosterior, train: Batches) -> GaussianPosterior:
+    """Move the mean to where the linearized network fits the training data best, given the prior.
+
+    ``μ = Σ Jᵀ r / σ²`` with the residuals r = y - f(θ̂) for a Gaussian likelihood: the exact
+    posterior mean of the linear model with the prior N(θ̂, α² S²), whose distance ``μᵀ S⁻² μ / α²``
+    is the bias term of the PAC-Bayes bound. For other likelihoods one Newton step, ``-Σ ∇L``. Of a
+    network trained to a minimum with little decay it is near θ̂, where Laplace approximations stay.
+
+    Parameters
+    ----------
+    train
+        The data that the posterior was made from.
+
+    References
+    ----------
+    Kim, Park, Kim, Yang 2023, "Scale-invariant Bayesian neural networks with connectivity tangent
+    kernel", ICLR (the posterior of their bound). Rasmussen, Williams 2006, "Gaussian processes for
+    machine learning", equation 2.8.
+    """
+    return replace(posterior, pull=-total_gradient(posterior.problem, train))
+
+
+def antithetic(members: Iterable[Member], center: Params) -> Ensemble:
+    """Follow each member by its mirror image ``2 center - member``, at no cost of drawing.
+
+    Where the law of the members is symmetric about the center, as for Laplace and for
+    randomize-then-optimize draws about ``problem.params``, the images have the same law, and what
+    is linear in the parameters is averaged without error. Buffers stay.
+
+    Raises
+    ------
+    ValueError
+        If there are no members.
+
+    References
+    ----------
+    Hammersley, Morton 1956, "A new Monte Carlo technique: antithetic variates", Mathematical
+    Proceedings of the Cambridge Philosophical Society 52(3).
+    """
+    store, num, device = MemoryStore(), 0, None
+    for member in members:
+        image = {name: 2 * value - member.params[name] for name, value in center.items()}
+        for params in (member.params, {**member.params, **image}):
+            store.save(Member(params, num, 0))
+            num += 1
+        device = next(iter(member.params.values())).device
+    if device is None:
+        message = "there are no members, expected at least one to mirror"
+        raise ValueError(message)
+    return Ensemble([(chain, 0) for chain in range(num)], store, device)
 
 
 def as_ensemble(problem: Problem, draws: Float[Tensor, "M P"]) -> Ensemble:

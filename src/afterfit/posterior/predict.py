@@ -118,8 +118,8 @@ def predict_at(
     how = default_link(likelihood) if link is None else link
     room = memory_budget // (len(factors) * data.num_samples)
     pieces: list[list[_Piece]] = [[] for _ in factors]
-    for _, mean, covariances in posterior.covariances_at(factors, data, memory_budget):
-        for own, covariance in zip(pieces, covariances, strict=True):
+    for _, means, covariances in posterior.covariances_at(factors, data, memory_budget):
+        for own, mean, covariance in zip(pieces, means, covariances, strict=True):
             own.append(_piece(mean, covariance, how.push(likelihood, mean, covariance), room))
     return [_gather(likelihood, own) for own in pieces]
 

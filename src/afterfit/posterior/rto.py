@@ -9,39 +9,34 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from afterfit.curvature import ggn
+from afterfit.linalg.least_squares import lsmr
 from afterfit.linalg.operator import Kind
 from afterfit.linalg.solvers import CG, solve
 from afterfit.linalg.structured import FunctionOperator
 from afterfit.posterior.gaussian import PriorScale, as_ensemble, prior_of
-from afterfit.problem._autodiff import differentiable_attention
-from afterfit.problem.data import Batches
+from afterfit.posterior.pullback import pulled_back, pushed_forward
+from afterfit.problem.data import Batch, Batches
 from afterfit.problem.ensemble import Ensemble
 from afterfit.problem.likelihood import Gaussian, Likelihood
 from afterfit.problem.persample import flatten, outputs
-from afterfit.problem.problem import Problem, move
+from afterfit.problem.problem import Problem
 
-_DRAWS_AT_ONCE = 16
-
-Noise = Callable[[Likelihood, Tensor, Tensor, Tensor], Tensor]
-"""``noise(likelihood, outputs (B, C), targets, draws (B, R))`` gives what is pulled back (B, C)."""
+Noise = Callable[[Likelihood, Tensor, Tensor], Tensor]
+"""``noise(likelihood, targets, draws (M, N, R))`` gives ε (M, N, R) from draws of N(0, I)."""
 
 
 def full_noise(
-    likelihood: Likelihood,
-    outputs: Float[Tensor, "B C"],
-    targets: Tensor,  # noqa: ARG001 (the noise is that of the model)
-    draws: Float[Tensor, "B R"],
-) -> Float[Tensor, "B C"]:
+    likelihood: Likelihood,  # noqa: ARG001
+    targets: Tensor,  # noqa: ARG001
+    draws: Float[Tensor, "M N R"],
+) -> Float[Tensor, "M N R"]:
     """Noise of the linearized model, with which the draws are exact."""
-    return (likelihood.root(outputs) @ draws[:, :, None])[:, :, 0]
+    return draws
 
 
 def one_hot_noise(
-    likelihood: Likelihood,
-    outputs: Float[Tensor, "B C"],
-    targets: Tensor,
-    draws: Float[Tensor, "B R"],
-) -> Float[Tensor, "B C"]:
+    likelihood: Likelihood, targets: Tensor, draws: Float[Tensor, "M N R"]
+) -> Float[Tensor, "M N R"]:
     """Noise on the output of the true class only, as in the published code: to reproduce it.
 
     The covariance becomes ``Σ (α⁻² I + σ⁻² Jᵀ M J) Σ`` with M = diag(one-hot), too narrow where
@@ -58,9 +53,8 @@ def one_hot_noise(
             "one-hot targets, the squared loss of the published code; use full_noise"
         )
         raise TypeError(message)
-    rows = targets.reshape(outputs.shape)
-    chosen = torch.zeros_like(outputs).scatter(1, rows.argmax(1, keepdim=True), 1.0)
-    return full_noise(likelihood, outputs, targets, draws) * chosen
+    rows = targets.reshape(draws.shape[1:]).to(draws.device)
+    return draws * torch.zeros_like(draws[0]).scatter(1, rows.argmax(1, keepdim=True), 1.0)
 
 
 @final
@@ -76,16 +70,15 @@ class Equations:
         The diagonal of S, (P,).
     start
         Draws of the prior (P, M): the solution where the data determine nothing.
-    noise
-        ``S Jᵀ R ε`` of the samples at some positions, (P, M); over all data it is
-        ``right - start``.
+    draws
+        Noise ε of the targets, in units of its standard deviation (M, N, R).
     """
 
     problem: Problem
     train: Batches
     prior: Float[Tensor, " P"]
     start: Float[Tensor, "P M"]
-    noise: Callable[[Tensor], Tensor]
+    draws: Float[Tensor, "M N R"]
 
     @property
     def everything(self) -> Int[Tensor, " N"]:
@@ -99,13 +92,34 @@ class Equations:
         operator = ggn(self.problem, self.train.subset(index))
         return self.prior[:, None] * (operator @ (self.prior[:, None] * columns))
 
+    def pulled(
+        self, rows: Float[Tensor, "M N R"], index: Int[Tensor, " B"]
+    ) -> Float[Tensor, "P M"]:
+        """``S Jᵀ R`` times rows of the samples at these positions."""
+        root = self.problem.likelihood.root
+
+        def cotangents(found: Float[Tensor, "B C"], batch: Batch) -> Float[Tensor, "M B C"]:
+            return (root(found) @ rows[:, index[batch.index], :, None])[..., 0]
+
+        found = pulled_back(self.problem, self.train.subset(index), len(rows), cotangents)
+        return self.prior[:, None] * found.mT
+
+    def pushed(self, columns: Float[Tensor, "P M"]) -> Float[Tensor, "M N R"]:
+        """``Rᵀ J S`` times columns, for all samples."""
+        root = self.problem.likelihood.root
+
+        def rows(found: Float[Tensor, "B C"], along: Float[Tensor, "B C"]) -> Tensor:
+            return (root(found).mT @ along[:, :, None])[..., 0]
+
+        return pushed_forward(self.problem, self.train, self.prior[:, None] * columns, rows)
+
     def product(self, columns: Float[Tensor, "P K"]) -> Float[Tensor, "P K"]:
         """``(S G S + I) @ columns``, one pass over the data."""
         return columns + self.curved(columns, self.everything)
 
     def right(self) -> Float[Tensor, "P M"]:
         """Right-hand sides, one pass over the data."""
-        return self.start + self.noise(self.everything)
+        return self.start + self.pulled(self.draws, self.everything)
 
 
 @runtime_checkable
@@ -134,6 +148,45 @@ class ConjugateGradients:
         kind = Kind((len(prior), len(prior)), prior.dtype, prior.device, symmetric=True, psd=True)
         operator = FunctionOperator(kind, equations.product)
         return solve(operator, equations.right(), CG(self.tolerance, self.max_steps)).value
+
+
+@final
+@dataclass(frozen=True)
+class LeastSquares:
+    """Solve all draws together by LSMR on ``‖Rᵀ J S y - (ε - Rᵀ J S z₀)‖² + ‖y‖²``, x = z₀ + y.
+
+    The condition number is that of the Jacobian and not its square, which keeps digits where the
+    posterior is far narrower than the prior; warns where ``max_steps`` are not enough. A step costs
+    what one of :class:`ConjugateGradients` does, in two passes over the data.
+
+    Attributes
+    ----------
+    tolerance
+        Gradient of that sum that is asked for, relative to the one at y = 0.
+
+    References
+    ----------
+    Fong, Saunders 2011, "LSMR: An iterative algorithm for sparse least-squares problems", SIAM
+    Journal on Scientific Computing 33(5).
+    """
+
+    tolerance: float = 1e-8
+    max_steps: int = 500
+
+    def solve(self, equations: Equations) -> Float[Tensor, "P M"]:
+        prior, shape = equations.prior, equations.draws.shape[1:]
+
+        def forward(columns: Tensor) -> Tensor:
+            return equations.pushed(columns).flatten(1).mT
+
+        def backward(columns: Tensor) -> Tensor:
+            return equations.pulled(columns.mT.unflatten(1, shape), equations.everything)
+
+        kind = Kind((shape[0] * shape[1], len(prior)), prior.dtype, prior.device)
+        operator = FunctionOperator(kind, forward, backward)
+        target = equations.draws.flatten(1).mT - forward(equations.start)
+        found = lsmr(operator, target, 1.0, self.tolerance, self.max_steps)
+        return equations.start + found.value
 
 
 @final
@@ -172,7 +225,7 @@ class Descent:
         for step in range(self.steps):
             index = torch.randperm(num, generator=generator)[: min(self.batch_size, num)]
             ahead = solution + self.momentum * velocity
-            pull = equations.curved(ahead, index) - equations.noise(index)
+            pull = equations.curved(ahead, index) - equations.pulled(equations.draws, index)
             gradient = num / len(index) * pull + ahead - equations.start
             velocity = self.momentum * velocity - rate * gradient
             solution = solution + velocity
@@ -220,12 +273,14 @@ def randomize_then_optimize(
 
     Each draw minimizes ``½ ‖Rᵀ J c - ε‖² + ½ ‖c - c₀‖² / α²`` with ε ~ N(0, I) and c₀ ~ N(0, α² I):
     the minimizer has exactly the law of the posterior of the linearized network. Memory is that of
-    a few vectors a draw.
+    a few vectors a draw. In ``connectivity`` the draws of one seed are the same functions for a
+    network that was rescaled, as far as the equations are solved; where units were permuted they
+    are others, of the same law, since c₀ belongs to positions.
 
     Parameters
     ----------
     optimizer
-        :class:`ConjugateGradients` (default) or :class:`Descent`.
+        :class:`ConjugateGradients` (default), :class:`LeastSquares` or :class:`Descent`.
     noise
         :func:`full_noise`, or :func:`one_hot_noise` to reproduce the published code.
 
@@ -244,55 +299,10 @@ def randomize_then_optimize(
     draw = {"generator": generator, "dtype": torch.float64, "device": generator.device}
     start = torch.randn(num, len(prior), **draw).to(prior).mT
     draws = torch.randn(num, train.num_samples, first.shape[2], **draw).to(prior)
-
-    def pulled(index: Tensor) -> Tensor:
-        rows = _pulled_back(problem, train, index, draws, noise)
-        return prior[:, None] * rows.mT
-
-    equations = Equations(problem, train, prior, start, pulled)
+    disturbed = noise(problem.likelihood, train.targets(), draws)
+    equations = Equations(problem, train, prior, start, disturbed)
     solution = (optimizer or ConjugateGradients()).solve(equations)
     right = equations.right()
     residual = (equations.product(solution) - right).norm(dim=0) / right.norm(dim=0)
     coordinates = flatten(problem.params) + prior * solution.mT
     return Randomized(as_ensemble(problem, coordinates), residual)
-
-
-def _pulled_back(
-    problem: Problem,
-    train: Batches,
-    index: Int[Tensor, " B"],
-    draws: Float[Tensor, "M N R"],
-    noise: Noise,
-) -> Float[Tensor, "M P"]:
-    """``Jᵀ R ε`` summed over the samples at these positions, for every draw."""
-    leaves = {name: p.clone().requires_grad_() for name, p in problem.params.items()}
-    total = draws.new_zeros(len(draws), problem.num_params)
-    for batch in train.subset(index):
-        with differentiable_attention(), torch.enable_grad():
-            found = problem.forward(leaves, move(batch.inputs, problem.device))
-        targets = batch.targets.to(problem.device)
-        chosen = draws[:, index[batch.index]]
-        fixed = found.detach()
-        cotangents = torch.stack(
-            [noise(problem.likelihood, fixed, targets, rows) for rows in chosen]
-        )
-        for members in torch.arange(len(draws)).split(_DRAWS_AT_ONCE):
-            parts = _pull(found, tuple(leaves.values()), cotangents[members])
-            total[members] += torch.cat([part.flatten(1) for part in parts], dim=1)
-    return total
-
-
-def _pull(
-    found: Float[Tensor, "B C"], leaves: tuple[Tensor, ...], cotangents: Float[Tensor, "M B C"]
-) -> tuple[Tensor, ...]:
-    """Gradients along several cotangents, together where the network can be mapped."""
-    settings = {"retain_graph": True, "materialize_grads": True}
-    with differentiable_attention():
-        try:
-            return torch.autograd.grad(found, leaves, cotangents, is_grads_batched=True, **settings)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError:  # no rule to map it; an error of the network comes again below
-            pass
-        rows = [torch.autograd.grad(found, leaves, one, **settings) for one in cotangents]
-    return tuple(torch.stack(part) for part in zip(*rows, strict=True))

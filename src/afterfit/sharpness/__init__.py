@@ -2,6 +2,7 @@
 
 from afterfit.sharpness.architecture import Architecture, Change, Freedom, explore
 from afterfit.sharpness.audit import MEASURES, Audit, Measure, audit
+from afterfit.sharpness.canonical import canonical_scale
 from afterfit.sharpness.certificate import (
     low_rank_pac_bayes_bound,
     pac_bayes_bound,
@@ -57,6 +58,7 @@ __all__ = [
     "adaptive_worst_case_sharpness",
     "audit",
     "average_sharpness",
+    "canonical_scale",
     "certified_sharpness",
     "connectivity_curvature",
     "connectivity_sharpness",

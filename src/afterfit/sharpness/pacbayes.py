@@ -38,8 +38,8 @@ class Scales:
         σ, in the units of the outputs.
     """
 
-    prior: float
-    noise: float
+    prior: float | int
+    noise: float | int
 
     def __post_init__(self) -> None:
         for name, value in (("prior", self.prior), ("noise", self.noise)):

@@ -9,6 +9,9 @@ from torch.testing import assert_close
 from afterfit.posterior.rto import (
     ConjugateGradients,
     Descent,
+    LeastSquares,
+    Optimizer,
+    Randomized,
     full_noise,
     one_hot_noise,
     randomize_then_optimize,
@@ -20,7 +23,7 @@ from tests.cases import make_case
 TIGHT = ConjugateGradients(tolerance=1e-10)
 
 
-def flat_members(found) -> Tensor:
+def flat_members(found: Randomized) -> Tensor:
     return torch.stack(
         [torch.cat([v.flatten() for v in member.params.values()]) for member in found.members]
     )
@@ -56,6 +59,26 @@ def test_draws_of_a_network_in_connectivity_have_the_law_too(generator: Generato
     require_moments(flat_members(found), dense(problem, case.data, 1.0))
 
 
+@pytest.mark.parametrize("how", [TIGHT, LeastSquares(1e-12)], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("likelihood", ["gaussian", "categorical", "poisson"])
+def test_draws_solve_the_dense_equations_of_their_noise(likelihood: str, how: Optimizer):
+    case, scale, generator = make_case("mlp", likelihood), 0.8, Generator().manual_seed(3)
+    found = randomize_then_optimize(
+        case.problem, case.data, 2, Generator().manual_seed(3), scale, how
+    )
+    jacobian = truth.jacobian(case.problem, case.data)
+    outputs = torch.cat(
+        [case.problem.forward(case.problem.params, x) for x, _ in truth.samples(case.data)]
+    )
+    rows = (case.problem.likelihood.root(outputs).mT @ jacobian).flatten(0, 1) * scale
+    start = torch.randn(2, rows.shape[1], generator=generator, dtype=torch.float64)
+    noise = torch.randn(2, len(rows), generator=generator, dtype=torch.float64)
+    precision = rows.mT @ rows + torch.eye(rows.shape[1]).double()
+    expected = scale * torch.linalg.solve(precision, start.mT + rows.mT @ noise.mT).mT
+    moved = flat_members(found) - truth.flat(dict(case.problem.params))
+    assert_close(moved, expected, rtol=1e-9, atol=1e-9)
+
+
 def one_hot_case() -> tuple[Problem, Batches]:
     generator = Generator().manual_seed(2)
     x = torch.randn(12, 3, generator=generator, dtype=torch.float64)
@@ -82,7 +105,7 @@ def test_one_hot_noise_gives_the_covariance_of_its_formula_and_is_too_narrow(gen
 
 def test_one_hot_noise_is_for_the_squared_loss():
     with pytest.raises(TypeError, match="expected Gaussian with one-hot targets"):
-        one_hot_noise(Categorical(), torch.zeros(2, 3), torch.tensor([0, 1]), torch.zeros(2, 3))
+        one_hot_noise(Categorical(), torch.tensor([0, 1]), torch.zeros(1, 2, 3))
 
 
 def test_draws_do_not_depend_on_the_batch_size_and_seeds_reproduce(random_state_is_kept: None):
@@ -122,7 +145,8 @@ def test_too_few_steps_are_told():
 def test_full_noise_has_the_covariance_of_the_likelihood(generator: Generator):
     outputs = torch.randn(1, 3, generator=generator, dtype=torch.float64)
     draws = torch.randn(20_000, 3, generator=generator, dtype=torch.float64)
-    rows = full_noise(Categorical(), outputs.expand(20_000, -1), torch.zeros(()), draws)
+    noise = full_noise(Categorical(), torch.zeros(20_000), draws[None])
+    rows = noise[0] @ Categorical().root(outputs)[0].mT
     p = outputs[0].softmax(-1)
     expected = p.diag() - torch.outer(p, p)
     assert_close(rows.T @ rows / 20_000, expected, rtol=0, atol=5 / math.sqrt(20_000))

@@ -1,0 +1,74 @@
+"""Products with the Jacobian of all samples and with its transpose, batch by batch."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from afterfit.problem._autodiff import differentiable_attention, jvp
+from afterfit.problem.data import Batch, Batches
+from afterfit.problem.persample import unflatten
+from afterfit.problem.problem import Problem, move
+from afterfit.typing import Params
+
+_MEMBERS_AT_ONCE = 16
+
+Cotangents = Callable[[Float[Tensor, "B C"], Batch], Float[Tensor, "M B C"]]
+"""What is pulled back for the outputs of a batch, for each of M members."""
+
+
+def pulled_back(
+    problem: Problem, data: Batches, num: int, cotangents: Cotangents
+) -> Float[Tensor, "M P"]:
+    """``Jᵀ u`` summed over all samples for each of `num` members; one pass over the data."""
+    leaves = {name: p.clone().requires_grad_() for name, p in problem.params.items()}
+    first = next(iter(problem.params.values()))
+    total = first.new_zeros(num, problem.num_params)
+    for batch in data:
+        with differentiable_attention(), torch.enable_grad():
+            found = problem.forward(leaves, move(batch.inputs, problem.device))
+        pulled = cotangents(found.detach(), batch)
+        for members in torch.arange(num).split(_MEMBERS_AT_ONCE):
+            parts = _pull(found, tuple(leaves.values()), pulled[members])
+            total[members] += torch.cat([part.flatten(1) for part in parts], dim=1)
+    return total
+
+
+def _pull(
+    found: Float[Tensor, "B C"], leaves: tuple[Tensor, ...], cotangents: Float[Tensor, "M B C"]
+) -> tuple[Tensor, ...]:
+    """Gradients along several cotangents, together where the network can be mapped."""
+    settings = {"retain_graph": True, "materialize_grads": True}
+    with differentiable_attention():
+        try:
+            return torch.autograd.grad(found, leaves, cotangents, is_grads_batched=True, **settings)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError:  # no rule to map it; an error of the network comes again below
+            pass
+        rows = [torch.autograd.grad(found, leaves, one, **settings) for one in cotangents]
+    return tuple(torch.stack(part) for part in zip(*rows, strict=True))
+
+
+Rows = Callable[[Float[Tensor, "B C"], Float[Tensor, "B C"]], Float[Tensor, "B R"]]
+"""What is kept of the outputs of a batch and of their derivative along one vector."""
+
+
+def pushed_forward(
+    problem: Problem, data: Batches, columns: Float[Tensor, "P M"], rows: Rows
+) -> Float[Tensor, "M N R"]:
+    """``J v`` of all samples for each of M vectors, seen through `rows`; M passes."""
+    members = []
+    for column in columns.mT:
+        along = unflatten(column, problem.params)
+        parts = []
+        for batch in data:
+            inputs = move(batch.inputs, problem.device)
+
+            def forward(params: Params, inputs: object = inputs) -> Tensor:
+                return problem.forward(params, inputs)
+
+            parts.append(rows(*jvp(forward, problem.params, along)))
+        members.append(torch.cat(parts))
+    return torch.stack(members)
