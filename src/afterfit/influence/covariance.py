@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -41,15 +41,21 @@ class LossTable:
     columns: Float[Tensor, "N M"]
     units: Int[Tensor, " M"]
 
-    def rows(self, index: Tensor) -> "LossTable":
+    def rows(self, index: Tensor | slice) -> "LossTable":
         """Only these samples."""
         return replace(self, trained=self.trained[index], columns=self.columns[index])
 
-    def without(self, unit: int) -> "LossTable":
-        """All columns but those of one unit."""
-        kept = self.units != unit
+    def only(self, kept: Bool[Tensor, " M"]) -> "LossTable":
+        """Only these columns."""
         return replace(self, columns=self.columns[:, kept], units=self.units[kept])
 
+    def without(self, unit: int) -> "LossTable":
+        """All columns but those of one unit."""
+        return self.only(self.units != unit)
+
+
+_ROWS = 2**16
+"""Rows that are worked on at a time."""
 
 Move = Callable[[LossTable], Float[Tensor, "N M"]]
 Moment = Callable[[Float[Tensor, "N M"]], Float[Tensor, "N R"]]
@@ -130,9 +136,20 @@ class Scores:
         return self.value.abs() > errors * self.stderr
 
 
+def by_rows(
+    table: LossTable, compute: Callable[[LossTable], Float[Tensor, "*q n"]]
+) -> Float[Tensor, "*q N"]:
+    """Compute what each row has on its own, a block of rows at a time.
+
+    A memory-mapped table is so never whole in memory, nor are its moves.
+    """
+    starts = range(0, len(table.trained), _ROWS)
+    return torch.cat([compute(table.rows(slice(k, k + _ROWS))) for k in starts], -1)
+
+
 def self_influence(table: LossTable, move: Move, moment: Moment) -> Float[Tensor, " N"]:
     """Diagonal of the kernel, without the kernel."""
-    return moment(move(table)).square().mean(1)
+    return by_rows(table, lambda rows: moment(move(rows)).square().mean(1))
 
 
 def self_influence_with_stderr(table: LossTable, move: Move, moment: Moment) -> Scores:
@@ -141,28 +158,32 @@ def self_influence_with_stderr(table: LossTable, move: Move, moment: Moment) -> 
     units = table.units.unique().tolist()
     if len(units) < 3:
         return Scores(value, torch.full_like(value, torch.nan))
-    left_out = torch.stack([self_influence(table.without(unit), move, moment) for unit in units])
-    spread = (left_out - left_out.mean(0)).square().sum(0)
-    return Scores(value, (spread * (len(units) - 1) / len(units)).sqrt())
+
+    def spread(rows: LossTable) -> Tensor:
+        left_out = torch.stack([self_influence(rows.without(unit), move, moment) for unit in units])
+        return (left_out - left_out.mean(0)).square().sum(0)
+
+    return Scores(value, (by_rows(table, spread) * (len(units) - 1) / len(units)).sqrt())
 
 
 def cross_influence(
     query: LossTable, train: LossTable, move: Move, moment: Moment
 ) -> Float[Tensor, "Q N"]:
     """Score of every training sample (columns) for every query (rows)."""
-    return inner(moment(move(query)), moment(move(train)))
+    asked = moment(move(query))
+    return by_rows(train, lambda rows: inner(asked, moment(move(rows))))
 
 
 def cross_influence_with_stderr(
     query: LossTable, train: LossTable, move: Move, moment: Moment
 ) -> Scores:
     """Cross-influence, and its error over columns: two matrix products."""
-    left, right = moment(move(query)), moment(move(train))
-    value, num = inner(left, right), left.shape[1]
+    left = moment(move(query))
+    value, num = by_rows(train, lambda rows: inner(left, moment(move(rows)))), left.shape[1]
     if num < 3:
         return Scores(value, torch.full_like(value, torch.nan))
-    spread = inner(left.square(), right.square()) - value.square()
-    return Scores(value, (spread.clamp_min(0) / (num - 1)).sqrt())
+    squares = by_rows(train, lambda rows: inner(left.square(), moment(move(rows)).square()))
+    return Scores(value, ((squares - value.square()).clamp_min(0) / (num - 1)).sqrt())
 
 
 def reliability(table: LossTable, move: Move, moment: Moment) -> float:
@@ -177,8 +198,8 @@ def reliability(table: LossTable, move: Move, moment: Moment) -> float:
     halves = []
     for half in range(2):
         kept = torch.isin(table.units, units[half::2])
-        part = replace(table, columns=table.columns[:, kept], units=table.units[kept])
-        halves.append(self_influence(part, move, moment).cpu().numpy())
+        scores = by_rows(table, lambda rows, k=kept: self_influence(rows.only(k), move, moment))
+        halves.append(scores.cpu().numpy())
     correlation = float(spearmanr(*halves)[0])  # pyright: ignore[reportArgumentType]
     return 2 * correlation / (1 + correlation) if correlation > 0 else correlation
 

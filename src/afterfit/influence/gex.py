@@ -170,8 +170,8 @@ class GEX:
             What the members train on: a :class:`~afterfit.problem.TrainingStream`, or the user's
             loader with its own shuffling and augmentation. By default ``train``, with ``augment``.
         folder
-            Where members and losses are kept as they are made; a run that was killed goes on from
-            there. By default they stay in memory.
+            Where members are kept as they are made, and losses in a memory-mapped file; a run that
+            was killed goes on from there. By default they stay in memory.
         say
             Told of the forecast, the trials and each member: :func:`to_stderr`, or any function.
 
@@ -201,7 +201,10 @@ class GEX:
             sampler, self.losses, move=self.move, moment=self.moment,
             cross_move=self.cross_move, cross_moment=self.cross_moment,
         )  # fmt: skip
-        return engine.over(problem, train, stream, store, say=say, search=search, cost=cost)
+        kept = None if folder is None else Path(folder)
+        return engine.over(
+            problem, train, stream, store, say=say, search=search, cost=cost, folder=kept
+        )
 
     def _stream(
         self, train: Batches, fit: TrainingStream | DataLoader[Any] | None

@@ -7,6 +7,8 @@ from and in which moves are taken; :class:`LossCovariance` is what they share.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
@@ -19,6 +21,7 @@ from afterfit.influence.covariance import (
     Moment,
     Move,
     Scores,
+    by_rows,
     covariance,
     cross_influence_with_stderr,
     inner,
@@ -27,7 +30,15 @@ from afterfit.influence.covariance import (
     second_moment,
     self_influence_with_stderr,
 )
-from afterfit.influence.table import Observe, member_losses, seen_losses, side_by_side
+from afterfit.influence.table import (
+    Columns,
+    InMemory,
+    Observe,
+    OnDisk,
+    member_losses,
+    seen_losses,
+    side_by_side,
+)
 from afterfit.problem.data import Batches, TrainingStream
 from afterfit.problem.ensemble import Ensemble, MemoryStore, Sampler, Store
 from afterfit.problem.problem import Problem
@@ -85,8 +96,12 @@ class LossCovariance:
         say: Callable[[str], None] = lambda _: None,
         search: RateSearch | None = None,
         cost: Forecast | None = None,
+        folder: Path | None = None,
     ) -> "CovarianceInfluence":
-        """Walk with a store that may hold members already, and observe."""
+        """Walk with a store that may hold members already, and observe.
+
+        With a ``folder`` the table of losses is memory-mapped there.
+        """
         keys = []
         for member in self.sampler.walk(problem, stream, store):
             if not store.holds(member.chain, member.stage):
@@ -94,20 +109,35 @@ class LossCovariance:
             keys.append((member.chain, member.stage))
             say(f"member {len(keys)} is made")
         ensemble = Ensemble(keys, store, problem.device)
-        table = _RECORDED[self.losses](self.observe, problem, train, ensemble)
+        place: Place = InMemory if folder is None else partial(OnDisk, folder)
+        table = _RECORDED[self.losses](self.observe, problem, train, ensemble, place)
         return CovarianceInfluence(self, problem, train, stream, ensemble, table, search, cost)
 
 
-def _members(observe: Observe, problem: Problem, train: Batches, members: Ensemble) -> LossTable:
-    return observe(problem, train, members)
+Place = Callable[[], Columns]
 
 
-def _seen(observe: Observe, problem: Problem, train: Batches, members: Ensemble) -> LossTable:  # noqa: ARG001
-    return seen_losses(problem, train, members)
+def _members(
+    observe: Observe, problem: Problem, train: Batches, members: Ensemble, place: Place
+) -> LossTable:
+    return observe(problem, train, members, place())
 
 
-def _both(observe: Observe, problem: Problem, train: Batches, members: Ensemble) -> LossTable:
-    return side_by_side(observe(problem, train, members), seen_losses(problem, train, members))
+def _seen(
+    observe: Observe,  # noqa: ARG001
+    problem: Problem,
+    train: Batches,
+    members: Ensemble,
+    place: Place,
+) -> LossTable:
+    return seen_losses(problem, train, members, place())
+
+
+def _both(
+    observe: Observe, problem: Problem, train: Batches, members: Ensemble, place: Place
+) -> LossTable:
+    at_members = observe(problem, train, members, place())
+    return side_by_side(at_members, seen_losses(problem, train, members, place()), place())
 
 
 _RECORDED = {"members": _members, "seen": _seen, "both": _both}
@@ -161,7 +191,7 @@ class CovarianceInfluence(Influence):
             return self.table
         if self.method.losses == "both":
             half = len(self.ensemble)
-            units = self.table.units[:half]
+            units = self.table.units[:half]  # a slice is a view, also of a file
             return replace(self.table, columns=self.table.columns[:, :half], units=units)
         return self.observe(self.train)
 
@@ -192,9 +222,8 @@ class CovarianceInfluence(Influence):
                 "cross_moment=covariance",
                 stacklevel=2,
             )
-        moved = self.method.cross_moment(self.method.cross_move(asked)).mean(0, keepdim=True)
-        own = self.method.cross_moment(self.method.cross_move(self.train_table()))
-        return inner(own, moved)[:, 0]
+        moved = self._moved(asked).mean(0, keepdim=True)
+        return by_rows(self.train_table(), lambda rows: inner(moved, self._moved(rows)))[0]
 
     def group_scores(
         self, groups: Sequence[Tensor], query: Batches | LossTable
@@ -204,14 +233,17 @@ class CovarianceInfluence(Influence):
         To first order the influence of a group is the sum over its members.
         """
         asked = query if isinstance(query, LossTable) else self.observe(query)
-        own = self.method.cross_moment(self.method.cross_move(self.train_table()))
-        summed = torch.stack([own[group].sum(0) for group in groups])
-        return inner(self.method.cross_moment(self.method.cross_move(asked)), summed)
+        own = self.train_table()
+        summed = torch.stack([self._moved(own.rows(group)).sum(0) for group in groups])
+        return inner(self._moved(asked), summed)
 
     def block(self, rows: Int[Tensor, " A"], columns: Int[Tensor, " B"]) -> Float[Tensor, "A B"]:
         """Influence of training samples on each other, for these rows and columns only."""
-        own = self.method.cross_moment(self.method.cross_move(self.train_table()))
-        return inner(own[rows], own[columns])
+        own = self.train_table()
+        return inner(self._moved(own.rows(rows)), self._moved(own.rows(columns)))
+
+    def _moved(self, table: LossTable) -> Float[Tensor, "A R"]:
+        return self.method.cross_moment(self.method.cross_move(table))
 
     def extend(self, members: int) -> "CovarianceInfluence":
         """Add members; those that are there are kept, and training goes on from the last.

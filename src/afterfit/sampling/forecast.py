@@ -72,13 +72,14 @@ def forecast(
     seconds_batch = _seconds(lambda: batch_losses(problem, problem.params, first))
     members = sampler.members + max(0, trials - 1)
     state = sum(v.nbytes for v in start.params.values())
-    table = train.num_samples * sampler.members * 12  # losses of members, and seen in float64
+    column = train.num_samples * 12  # a loss at a member, and one seen, in float64
+    table = column * sampler.members
     stored = state * sampler.members + table
     return Forecast(
         epochs=epochs_of(sampler, fit, trials),
         seconds=members * (rule.steps * seconds_step + len(train) * seconds_batch),
-        memory=table + 4 * state if folder else stored + 4 * state,
-        disk=stored if folder else 0,
+        memory=column + 4 * state if folder else stored + 4 * state,
+        disk=stored + 2 * table if folder else 0,  # columns by kind, then side by side
     )
 
 

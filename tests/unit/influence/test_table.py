@@ -1,5 +1,6 @@
 """Loss tables against loops over members and samples."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -8,9 +9,22 @@ import torch
 from torch import Generator, Tensor
 from torch.testing import assert_close
 
-from afterfit.influence import LossTable, member_losses, seen_losses, tangents
-from afterfit.influence.covariance import tangent_moves
-from afterfit.influence.table import side_by_side
+from afterfit.influence import (
+    LossTable,
+    covariance,
+    member_losses,
+    secant,
+    second_moment,
+    seen_losses,
+    tangents,
+)
+from afterfit.influence.covariance import (
+    cross_influence_with_stderr,
+    reliability,
+    self_influence_with_stderr,
+    tangent_moves,
+)
+from afterfit.influence.table import OnDisk, side_by_side
 from afterfit.problem import Batches, Member, Problem
 from tests import truth
 from tests.cases import CASES, Case, make_case, name_of
@@ -139,3 +153,37 @@ def test_two_tables_side_by_side_keep_a_member_one_unit():
     assert both.columns.tolist() == [[0, 0, 0, 1, 1, 1]] * 2
     assert both.units.tolist() == [0, 1, 2, 0, 1, 2]
     assert both.without(1).columns.tolist() == [[0, 0, 1, 1]] * 2
+
+
+def test_a_table_on_disk_is_the_table_in_memory(tmp_path):
+    case = make_case("linear", "gaussian")
+    members = saw(case.problem, [1, 2, NAN, 4, 5, 6, 7], [2, 3, 4, 5, 6, NAN, 8], [1] * 7)
+    tables = []
+    for place in (lambda: None, lambda: OnDisk(tmp_path)):
+        made = [
+            observe(case.problem, case.data, members, place())
+            for observe in (member_losses, tangents, seen_losses)
+        ]
+        tables.append([*made, side_by_side(made[0], made[2], place())])
+    for in_memory, on_disk in zip(*tables, strict=True):
+        assert torch.equal(in_memory.columns, on_disk.columns)
+        assert torch.equal(in_memory.trained, on_disk.trained)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scores_do_not_depend_on_how_many_rows_are_worked_on_at_a_time(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.rand(7, 6, generator=generator, dtype=torch.float64)
+    table = LossTable(torch.zeros(7, dtype=torch.float64), columns, torch.arange(6))
+    query = table.rows(torch.tensor([1, 5]))
+
+    def scores() -> list[Tensor]:
+        own = self_influence_with_stderr(table, secant, covariance)
+        cross = cross_influence_with_stderr(query, table, secant, covariance)
+        half = torch.tensor(reliability(table, secant, second_moment))
+        return [own.value, own.stderr, cross.value, cross.stderr, half]
+
+    whole = scores()
+    monkeypatch.setattr(sys.modules[LossTable.__module__], "_ROWS", 3)
+    for one, other in zip(whole, scores(), strict=True):
+        assert_close(one, other, **EXACT)
