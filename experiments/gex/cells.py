@@ -3,7 +3,8 @@
     python experiments/gex/cells.py --data DATA --features CACHE --out experiments/gex/results
 
 Cells that have a result are skipped, so the run can be stopped and taken up again; `--only digits` runs those
-whose name contains the text. `--table` prints what is there. One CPU thread, so that CPU seconds compare.
+whose name contains the text, and `--again` runs GEX alone, in cells that have a result. `--table` prints what is
+there. One CPU thread, so that CPU seconds compare.
 
 Each cell trains its network (networks.py), asks GEX with its default settings, and writes AUC and average
 precision of every score with the CPU seconds that it cost beyond the training.
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import data as sets
 import networks
@@ -27,7 +29,7 @@ from torch import Tensor, nn
 
 from afterfit import GEX, Batches, Categorical, Problem, TrainingStream, otsu_cut
 from afterfit.evaluate import auc, average_precision, bootstrap, dip, two_component_mixture
-from afterfit.influence import baselines
+from afterfit.influence import CovarianceInfluence, baselines
 from afterfit.influence.arnoldi import ArnoldiInfluence
 from afterfit.influence.projected import RandomProjection
 from afterfit.influence.tracin import TracIn
@@ -199,11 +201,7 @@ def run(name: str, folder: Path, cache: Path) -> dict:
         plain = networks.Regime(task.regime.epochs, task.regime.augment)
         return networks.train(network, inputs, labels, plain, number, task.peak_rate).network
 
-    trained = networks.train(
-        task.make(seed), task.inputs, task.labels, task.regime, seed, task.peak_rate
-    )
-    problem = Problem.from_module(trained.network, Categorical())
-    batches = Batches((task.inputs, task.labels), 512)
+    trained, problem, batches = start(task, seed)
     seconds: dict[str, float] = {}
     scores: dict[str, Tensor] = {}
 
@@ -212,14 +210,7 @@ def run(name: str, folder: Path, cache: Path) -> dict:
         scores[label] = score()
         seconds[label] = time.process_time() - start
 
-    gex = {}
-
-    def by_gex() -> Tensor:
-        stream = TrainingStream(batches, 128, task.augment)
-        gex["fitted"] = GEX(seed=seed).fit(problem, batches, stream)
-        return gex["fitted"].self_scores()
-
-    measure("gex", by_gex)
+    fitted, seconds_gex = by_gex(task, problem, batches, seed)
     measure("loss", lambda: baselines.loss_scores(problem, batches))
     measure("margin", lambda: baselines.margin_scores(problem, batches))
     measure("entropy", lambda: baselines.entropy_scores(problem, batches))
@@ -276,14 +267,6 @@ def run(name: str, folder: Path, cache: Path) -> dict:
             ),
         )
 
-    fitted = gex["fitted"]
-    table, half = fitted.table, len(fitted.ensemble)
-    scores["published_moment"] = (table.columns[:, :half] - table.trained[:, None]).square().mean(1)
-    scores["mean_seen"] = table.columns[:, half:].mean(1)
-    cut = otsu_cut(scores["gex"])
-    flagged = cut.is_issue
-    generator = torch.Generator().manual_seed(0)
-    root = scores["gex"].sqrt()
     result = {
         "cell": name,
         "samples": len(task.labels),
@@ -292,38 +275,89 @@ def run(name: str, folder: Path, cache: Path) -> dict:
         "train_accuracy": trained.train_accuracy,
         "train_seconds": trained.cpu_seconds,
         "median_loss": float(losses(problem, batches).median()),
+        "dip": {label: dip_of(scores[label]) for label in ("gradient_norm", "kronfluence")},
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "scores": {
+            label: entry(values, task.wrong, seconds.get(label, 0.0))
+            for label, values in scores.items()
+        },
+    }
+    return with_gex(result, fitted, seconds_gex, task.wrong)
+
+
+def start(task: Job, seed: int) -> tuple[networks.Trained, Problem, Batches]:
+    """Train the network of a cell."""
+    trained = networks.train(
+        task.make(seed), task.inputs, task.labels, task.regime, seed, task.peak_rate
+    )
+    problem = Problem.from_module(trained.network, Categorical())
+    return trained, problem, Batches((task.inputs, task.labels), 512)
+
+
+def by_gex(
+    task: Job, problem: Problem, batches: Batches, seed: int
+) -> tuple[CovarianceInfluence, float]:
+    """GEX with its default settings, and its CPU seconds."""
+    begun = time.process_time()
+    fitted = GEX(seed=seed).fit(problem, batches, TrainingStream(batches, 128, task.augment))
+    fitted.self_scores()
+    return fitted, time.process_time() - begun
+
+
+def again(previous: dict[str, Any], folder: Path, cache: Path) -> dict[str, Any]:
+    """The cell with GEX as it is now; what the other scores gave stays."""
+    name = previous["cell"]
+    task, seed = job(name, folder, cache), int(name.rsplit("-", 1)[1])
+    _, problem, batches = start(task, seed)
+    return with_gex(previous, *by_gex(task, problem, batches, seed), task.wrong)
+
+
+def with_gex(
+    result: dict[str, Any], fitted: CovarianceInfluence, seconds: float, wrong: Tensor
+) -> dict[str, Any]:
+    """Put what GEX found into the result of a cell."""
+    table, half, own = fitted.table, len(fitted.ensemble), fitted.self_scores()
+    cut = otsu_cut(own)
+    moved = (table.columns[:, :half] - table.trained[:, None]).square().mean(1)
+    scores = {
+        "gex": entry(own, wrong, seconds),
+        "published_moment": entry(moved, wrong, 0.0),
+        "mean_seen": entry(table.columns[:, half:].mean(1), wrong, 0.0),
+    }
+    return {
+        **result,
         "learning_rate": fitted.search.learning_rate,
         "search": [[t.learning_rate, t.separability, t.median] for t in fitted.search.trials],
         "reliability": fitted.reliability(),
         "otsu": {
-            "flagged": int(flagged.sum()),
-            "precision": float(task.wrong[flagged].float().mean())
-            if flagged.any()
-            else float("nan"),
-            "recall": float(flagged[task.wrong].float().mean()),
+            "flagged": int(cut.is_issue.sum()),
+            "precision": float(wrong[cut.is_issue].float().mean()),
+            "recall": float(cut.is_issue[wrong].float().mean()),
             "estimated": cut.expected_wrong,
             "separability": cut.separability,
         },
-        "dip": {
-            label: dip(scores[label].double().clamp_min(1e-12).log(), generator, 200).pvalue
-            for label in ("gex", "gradient_norm", "kronfluence")
-        },
-        "bic_gain_gex": two_component_mixture(root.double()).bic_gain,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "scores": {},
+        "dip": {**result["dip"], "gex": dip_of(own)},
+        "bic_gain_gex": two_component_mixture(own.sqrt().double()).bic_gain,
+        "scores": {**result["scores"], **scores},
     }
-    for label, values in scores.items():
-        usable = torch.nan_to_num(values.double(), nan=0.0, posinf=1e30)
-        error = bootstrap(
-            average_precision, usable, task.wrong, 200, torch.Generator().manual_seed(1)
-        )
-        result["scores"][label] = {
-            "auc": auc(usable, task.wrong),
-            "ap": average_precision(usable, task.wrong),
-            "ap_stderr": error.stderr,
-            "seconds": seconds.get(label, 0.0),
-        }
-    return result
+
+
+def dip_of(scores: Tensor) -> float:
+    """p of the dip test on the logarithm."""
+    generator = torch.Generator().manual_seed(0)
+    return dip(scores.double().clamp_min(1e-12).log(), generator, 200).pvalue
+
+
+def entry(values: Tensor, wrong: Tensor, seconds: float) -> dict[str, float]:
+    """How well a score finds the wrong labels, and what it cost."""
+    usable = torch.nan_to_num(values.double(), nan=0.0, posinf=1e30)
+    error = bootstrap(average_precision, usable, wrong, 200, torch.Generator().manual_seed(1))
+    return {
+        "auc": auc(usable, wrong),
+        "ap": average_precision(usable, wrong),
+        "ap_stderr": error.stderr,
+        "seconds": seconds,
+    }
 
 
 BILINEAR = ("gradient_norm", "random_projection", "tracin", "arnoldi", "kronfluence", "captum")
@@ -356,6 +390,9 @@ def main() -> None:
     parser.add_argument("--features", type=Path, help="folder that features.py has filled")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--only", default="")
+    parser.add_argument(
+        "--again", action="store_true", help="GEX alone, in cells that have a result"
+    )
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.table:
@@ -365,15 +402,18 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for name in names():
         path = options.out / f"{name}.json"
-        if options.only not in name or path.exists():
+        if options.only not in name or path.exists() != options.again:
             continue
-        start = time.time()
-        result = run(name, options.data, options.features)
+        begun = time.time()
+        if options.again:
+            result = again(json.loads(path.read_text()), options.data, options.features)
+        else:
+            result = run(name, options.data, options.features)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(result, indent=1))
         temporary.replace(path)
         brief = {k: round(v["ap"], 3) for k, v in result["scores"].items()}
-        print(f"{name} ({time.time() - start:.0f} s) {brief}", flush=True)
+        print(f"{name} ({time.time() - begun:.0f} s) {brief}", flush=True)
 
 
 if __name__ == "__main__":
