@@ -118,15 +118,15 @@ class Multiply(Call):
 
     def add_squares(self, entered: Tensor, pulled: Tensor, total: Tensor) -> None:
         g = self._by_sample(pulled)
+        alone = g.shape[2] == 1
+        squares = (g[:, :, 0] if alone else g.sum(2)).square().sum(1)
         if self.bias is not None:
-            self.bias.of(total).add_(g.sum(2).square().sum((0, 1)))
+            self.bias.of(total).add_(squares.sum(0))
         if self.weight is None:
             return
         into, (groups, out, width) = self.weight.of(total), self.weight.size
-        if g.shape[2] == 1:  # one position: the square of an outer product is that of its factors
-            into.add_(
-                torch.einsum("bgo,bgi->goi", g[:, :, 0].square().sum(1), entered[:, 0].square())
-            )
+        if alone:  # one position: the square of an outer product is that of its factors
+            into.add_(torch.einsum("bgo,bgi->goi", squares, entered[:, 0].square()))
             return
         rows = torch.zeros(groups, g.shape[1] * out, width, dtype=g.dtype, device=g.device)
         for part, _ in self._outer_products(entered, g):
