@@ -119,8 +119,9 @@ def pulled_traces(
 
 def stacked(unit: Unit, trace: Trace, pulled: Sequence[Tensor]) -> Float[Tensor, "K B S O"]:
     """Gradients at the output of a layer along several columns."""
-    num = len(pulled[0])
-    return torch.stack([unit.outputs(trace, [g[k] for g in pulled]) for k in range(num)])
+    sizes = pulled[0].shape[1], len(pulled[0])
+    each = {i: pulled[i].movedim(0, 1).flatten(0, 1) for i in unit.calls}
+    return unit.outputs(trace, each).unflatten(0, sizes).movedim(1, 0)
 
 
 def loose(
