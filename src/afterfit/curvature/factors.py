@@ -57,26 +57,51 @@ class Factors:
 def factors(problem: Problem, data: Batches, sharing: Sharing) -> Factors:
     """Run all samples forward once, backward C times, and sum the factors of every layer."""
     total = torch.zeros(problem.num_params, dtype=torch.float64, device=problem.device)
-    left: dict[Unit, Tensor] = {}
-    right: dict[Unit, Tensor] = {}
-    counts: dict[Unit, int] = {}
+    left: dict[Unit, _Gram] = {}
+    right: dict[Unit, _Gram] = {}
     for trace, units, pulls in pulled_traces(problem, data, problem.likelihood.root):
         for first, pulled in enumerate(pulls):
             for unit in units:
                 a, g = sharing(unit.inputs(trace), stacked(unit, trace, pulled))
-                left[unit] = left.get(unit, 0) + _gram(g)
+                left.setdefault(unit, _Gram()).add(g)
                 if not first:
-                    right[unit] = right.get(unit, 0) + _gram(a)
-                    counts[unit] = counts.get(unit, 0) + a.shape[0] * a.shape[1]
+                    right.setdefault(unit, _Gram()).add(a)
             add_squares(*loose(trace, units, pulled), total)
-    means = tuple(right[unit] / counts[unit] for unit in left)
+    sums = tuple(gram.total() for gram in left.values())
+    means = tuple(right[unit].total() / right[unit].count for unit in left)
     squares = total.to(problem.dtype) * flat_scale(problem).square()
-    return Factors(tuple(left), tuple(left.values()), means, squares)
+    return Factors(tuple(left), sums, means, squares)
 
 
-def _gram(rows: Tensor) -> Float[Tensor, "n n"]:
-    flat = rows.reshape(-1, rows.shape[-1])
-    return (flat.mT @ flat).double()
+@final
+class _Gram:
+    """Sum of ``rowsᵀ rows``, float64; rows wait until there are as many of them as columns.
+
+    Few rows of a wide layer are quickly multiplied, but to add the matrix takes long.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sum: Tensor | None = None
+        self._waiting: list[Tensor] = []
+
+    def add(self, rows: Float[Tensor, "*B n"]) -> None:
+        """Take more rows."""
+        flat = rows.reshape(-1, rows.shape[-1])
+        self.count += len(flat)
+        self._waiting.append(flat)
+        if sum(map(len, self._waiting)) >= flat.shape[1]:
+            self.total()
+
+    def total(self) -> Float[Tensor, "n n"]:
+        """Multiply what waits, and give the sum of all."""
+        if self._waiting:
+            flat = torch.cat(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
+            new = flat.mT @ flat
+            self._sum = new.double() if self._sum is None else self._sum.add_(new)
+            self._waiting.clear()
+        assert self._sum is not None
+        return self._sum
 
 
 def pulled_traces(
@@ -94,8 +119,9 @@ def pulled_traces(
 
 def stacked(unit: Unit, trace: Trace, pulled: Sequence[Tensor]) -> Float[Tensor, "K B S O"]:
     """Gradients at the output of a layer along several columns."""
-    num = len(pulled[0])
-    return torch.stack([unit.outputs(trace, [g[k] for g in pulled]) for k in range(num)])
+    sizes = pulled[0].shape[1], len(pulled[0])
+    each = {i: pulled[i].movedim(0, 1).flatten(0, 1) for i in unit.calls}
+    return unit.outputs(trace, each).unflatten(0, sizes).movedim(1, 0)
 
 
 def loose(

@@ -1,6 +1,6 @@
 """Jacobians kept as the factors that layers give, for predictions that need no rows of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -19,7 +19,7 @@ from afterfit.curvature.factors import loose, stacked
 from afterfit.curvature.jacobian import jacobian_rows
 from afterfit.curvature.kfac import places_of
 from afterfit.curvature.tracing import Trace, Tracer
-from afterfit.curvature.units import units_of
+from afterfit.curvature.units import Unit, units_of
 from afterfit.problem.data import Batches
 from afterfit.problem.problem import Problem
 
@@ -95,32 +95,45 @@ def layer_jacobians(problem: Problem, data: Batches) -> Iterator[LayerJacobian]:
     seen = [name for name in problem.params if name not in uncovered]
     layered, places = only(problem, seen), places_of(problem)
     within = torch.cat([places[name] for name in seen])
-    tracer, scale = Tracer.of(layered, data), flat_scale(layered)
+    tracer, blocks = Tracer.of(layered, data), _Blocks(layered, within)
     for batch in data:
         for chosen, trace in tracer.traces(batch):
             index = batch.index[chosen]
-            parts = [*_parts(layered, trace, scale, within)]
+            parts = [*_parts(layered, trace, blocks)]
             if uncovered:
                 parts.append(_rows_of(only(problem, uncovered), data.subset(index), places))
             parts.sort(key=lambda part: int(part.positions[0]))
             yield LayerJacobian(index, trace.outputs.detach(), tuple(parts))
 
 
-def _parts(
-    problem: Problem, trace: Trace, scale: Tensor, within: Tensor
-) -> Iterator[FactoredPart | RowsPart]:
+@final
+class _Blocks:
+    """Places and scales of blocks, looked up once for all batches."""
+
+    def __init__(self, problem: Problem, within: Int[Tensor, " P"]) -> None:
+        self._size, self._scale, self._within = problem.num_params, flat_scale(problem), within
+        self._found: dict[Unit, tuple[Tensor, Tensor]] = {}
+
+    def of(self, unit: Unit) -> tuple[Int[Tensor, " n"], Float[Tensor, "O I"]]:
+        """Entries of the flat vector that a block acts on, and their scale."""
+        if unit not in self._found:
+            where = unit.positions(self._size).to(self._scale.device)
+            self._found[unit] = self._within[where.flatten()], self._scale[where]
+        return self._found[unit]
+
+    def alone(self, where: Int[Tensor, " n"]) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+        """As `of`, for a parameter in no block."""
+        return self._within[where], self._scale[where]
+
+
+def _parts(problem: Problem, trace: Trace, blocks: _Blocks) -> Iterator[FactoredPart | RowsPart]:
     pulls = list(pulled_columns(trace, unit_columns(trace.outputs.detach())))
-    pulled = [torch.cat(part) for part in zip(*pulls, strict=True)]
+    pulled = [_joined(part) for part in zip(*pulls, strict=True)]
     units = units_of(trace.calls)
     for unit in units:
-        where = unit.positions(problem.num_params).to(problem.device)
-        yield FactoredPart(
-            unit.names,
-            within[where.flatten()],
-            unit.inputs(trace),
-            stacked(unit, trace, pulled).movedim(0, 1),
-            scale[where],
-        )
+        positions, scale = blocks.of(unit)
+        outputs = stacked(unit, trace, pulled).movedim(0, 1)
+        yield FactoredPart(unit.names, positions, unit.inputs(trace), outputs, scale)
     taken = {name for unit in units for name in unit.names}
     free = {name: where for name, where in places_of(problem).items() if name not in taken}
     rest, kept = loose(trace, units, pulled)
@@ -130,7 +143,12 @@ def _parts(
     ]
     for name, where in free.items():
         columns = [one[name] if name in one else _nothing(trace, where) for one in found]
-        yield RowsPart((name,), within[where], torch.stack(columns, dim=1) * scale[where])
+        positions, scale = blocks.alone(where)
+        yield RowsPart((name,), positions, torch.stack(columns, dim=1) * scale)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
 def _nothing(trace: Trace, where: Tensor) -> Float[Tensor, "B n"]:

@@ -117,21 +117,27 @@ class Multiply(Call):
             yield self.bias, g.sum(1)
 
     def add_squares(self, entered: Tensor, pulled: Tensor, total: Tensor) -> None:
+        if self.channels(pulled[0]).shape[1] == 1:
+            self._add_squares_of_one(entered, self.channels(pulled.square().sum(0)), total)
+            return
         g = self._by_sample(pulled)
         if self.bias is not None:
             self.bias.of(total).add_(g.sum(2).square().sum((0, 1)))
         if self.weight is None:
             return
         into, (groups, out, width) = self.weight.of(total), self.weight.size
-        if g.shape[2] == 1:  # one position: the square of an outer product is that of its factors
-            into.add_(
-                torch.einsum("bgo,bgi->goi", g[:, :, 0].square().sum(1), entered[:, 0].square())
-            )
-            return
         rows = torch.zeros(groups, g.shape[1] * out, width, dtype=g.dtype, device=g.device)
         for part, _ in self._outer_products(entered, g):
             rows += part.square_().sum(0)
         into.add_(rows.unflatten(1, (-1, out)).sum(1))
+
+    def _add_squares_of_one(self, entered: Tensor, squares: Tensor, total: Tensor) -> None:
+        """One position: the square of an outer product is that of its factors."""
+        if self.bias is not None:
+            self.bias.of(total).add_(squares.sum((0, 1)))
+        if self.weight is not None:
+            products = torch.einsum("bsgo,bsgi->goi", squares, entered.square())
+            self.weight.of(total).add_(products)
 
     def squared_norms(self, entered: Tensor, pulled: Tensor, weights: Tensor) -> Tensor:
         g = self._by_sample(pulled)

@@ -63,8 +63,8 @@ class Unit:
             return a
         return torch.cat([a, torch.ones_like(a[..., :1])], dim=-1)
 
-    def outputs(self, trace: Trace, pulled: Sequence[Tensor]) -> Float[Tensor, "B S O"]:
-        """Gradients at the output of the layer at every position."""
+    def outputs(self, trace: Trace, pulled: Mapping[int, Tensor]) -> Float[Tensor, "B S O"]:
+        """Gradients at the output of the layer at every position, from those of its calls."""
         parts = []
         for i in self.calls:
             call = trace.calls[i]

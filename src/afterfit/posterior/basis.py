@@ -137,8 +137,8 @@ class CoordinateBasis:
 
 def grams(rows: Float[Tensor, "B C n"], weights: Float[Tensor, "A n"]) -> Float[Tensor, "A B C C"]:
     """``rows diag(weights) rowsᵀ`` of each sample for each set of weights."""
-    roots = weights.clamp_min(0).sqrt()
-    return torch.stack([(rows * root) @ (rows * root).mT for root in roots])
+    scaled = (rows * root for root in weights.clamp_min(0).sqrt())
+    return torch.stack([own @ own.mT for own in scaled])
 
 
 def basis_of_matrix(matrix: Float[Tensor, "P P"]) -> tuple[DenseBasis, Float[Tensor, " P"]]:

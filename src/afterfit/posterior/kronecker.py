@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import Any, final
 
 import torch
@@ -13,6 +12,9 @@ from afterfit.curvature import FactoredPart, RowsPart, layer_jacobians
 from afterfit.posterior.basis import Weightings, grams
 from afterfit.problem.data import Batches
 from afterfit.problem.problem import Problem
+
+_ENTRIES_AT_ONCE = 2**21
+"""Entries of the gradients of one layer that are held together: few enough for caches."""
 
 
 @final
@@ -55,31 +57,57 @@ class LayerPart:
     ) -> Float[Tensor, "A B C C"]:
         """Covariance of the outputs of the network that this layer brings about.
 
-        With one position (a layer that sees each sample once) the gradient of an output is
-        ``g aᵀ``: rotated and squared, it needs no matrix of the size of the weight for any output.
+        The gradient of an output is ``Σ_s g_s a_sᵀ`` over S positions, rotated into the basis. It
+        is formed only where that takes fewer multiplications than the pairs of positions do, which
+        all outputs share: with one position, never.
         """
         grid = weights.unflatten(1, (len(self.output_vectors), len(self.input_vectors)))
-        a = jacobian.inputs * self.columns @ self.input_vectors
-        g = jacobian.outputs * self.rows @ self.output_vectors
-        if a.shape[1] == 1:
-            roots = (a[:, 0].square() @ grid.mT).clamp_min(0).sqrt()  # (A, B, O)
-            return torch.stack([_gram(g[:, :, 0] * root[:, None]) for root in roots])
-        return self._by_rows(a, g, grid, memory_budget)
-
-    def _by_rows(
-        self, a: Float[Tensor, "B S I"], g: Float[Tensor, "B C S O"], grid: Tensor, budget: int
-    ) -> Float[Tensor, "A B C C"]:
-        """Sum over positions first, for some rows of the weight at a time."""
-        total = g.new_zeros(len(grid), len(g), g.shape[1], g.shape[1])
-        per_row = 2 * prod(g.shape[:2]) * a.shape[2] * g.element_size()
-        for chosen in torch.arange(g.shape[3]).split(max(1, budget // per_row)):
-            joined = g[..., chosen].mT @ a[:, None]  # (B, C, rows, I)
-            total += grams(joined.flatten(2), grid[:, chosen].flatten(1))
-        return total
+        a = _turned(jacobian.inputs * self.columns, self.input_vectors)
+        g = _turned(jacobian.outputs * self.rows, self.output_vectors)
+        num, positions = g.shape[1:3]
+        if positions**2 <= 2 * num * (positions + num):
+            return _by_pairs(a, g, grid)
+        return _by_rows(a, g, grid, memory_budget)
 
 
-def _gram(rows: Float[Tensor, "B C n"]) -> Float[Tensor, "B C C"]:
-    return rows @ rows.mT
+def _turned(rows: Float[Tensor, "*B n"], vectors: Float[Tensor, "n n"]) -> Float[Tensor, "*B n"]:
+    """Rotate the last axis, by one product of matrices whatever the strides."""
+    return (rows.reshape(-1, rows.shape[-1]) @ vectors).view(rows.shape)
+
+
+def _by_pairs(
+    a: Float[Tensor, "B S I"], g: Float[Tensor, "B C S O"], grid: Float[Tensor, "A O I"]
+) -> Float[Tensor, "A B C C"]:
+    """``Σ_st Σ_o g_cso (Σ_i a_si grid_oi a_ti) g_dto``, for one s at a time all t from s on."""
+    total = g.new_zeros(len(grid), len(g), g.shape[1], g.shape[1])
+    for s in range(a.shape[1]):
+        products = a[:, s, None] * a[:, s:]
+        for own, into in zip(grid, total, strict=True):
+            kernel = products @ own.mT
+            kernel[:, 0] /= 2
+            into += g[:, :, s] @ (g[:, :, s:] * kernel[:, None]).sum(2).mT
+    return total + total.mT
+
+
+def _by_rows(
+    a: Float[Tensor, "B S I"],
+    g: Float[Tensor, "B C S O"],
+    grid: Float[Tensor, "A O I"],
+    memory_budget: int,
+) -> Float[Tensor, "A B C C"]:
+    """Sum over positions first, for some samples and some rows of the weight at a time."""
+    num, (_, height, width) = g.shape[1], grid.shape
+    entries = min(_ENTRIES_AT_ONCE, memory_budget // (2 * g.element_size()))
+    samples = max(1, entries // (num * height * width))
+    rows = max(1, entries // (samples * num * width))
+    total = g.new_zeros(len(grid), len(g), num, num)
+    pieces = zip(a.split(samples), g.split(samples), total.split(samples, dim=1), strict=True)
+    for inputs, outputs, into in pieces:
+        parts = zip(outputs.split(rows, dim=3), grid.split(rows, dim=1), strict=True)
+        for part, weights in parts:
+            joined = part.mT @ inputs[:, None]  # (b, C, rows, I)
+            into += grams(joined.flatten(2), weights.flatten(1))
+    return total
 
 
 @final
@@ -149,13 +177,13 @@ class BlockBasis:
         self, problem: Problem, data: Batches, several: Weightings, memory_budget: int
     ) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "A B C C"]]]:
         starts = {int(where[0]): i for i, where in enumerate(self.positions)}
-        each = list(self._each(several.weights))
+        each = [(part, several.prior[w], own) for part, w, own in self._each(several.weights)]
         for seen in layer_jacobians(problem, _in_small_batches(problem, data, memory_budget)):
             size = seen.outputs.shape[1]
             total = seen.outputs.new_zeros(len(several.weights), len(seen.index), size, size)
             for found in seen.parts:
-                part, where, own = each[starts[int(found.positions[0])]]
-                total += part.covariances(found, several.prior[where], own, memory_budget // 4)
+                part, prior, own = each[starts[int(found.positions[0])]]
+                total += part.covariances(found, prior, own, memory_budget // 4)
             yield seen.index, total
 
 

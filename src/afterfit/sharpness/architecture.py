@@ -187,8 +187,9 @@ def explore(module: nn.Module, data: Batches, seed: int = 0) -> Architecture:
     inputs = _some_inputs(network, data)
     elsewhere = generic(private_copy(module), 0.3, generator)
     there = Problem.from_module(without_epsilon(elsewhere), Gaussian())
-    points = tuple((one, evaluate(one, inputs)) for one in (elsewhere, network))
-    trial = _Trial(network, points, inputs, generator)
+    looked = (_first_inputs(network, data), inputs)
+    points = tuple((one, tuple(evaluate(one, x) for x in looked)) for one in (elsewhere, network))
+    trial = _Trial(network, points, looked, generator)
     found = find_scalings(there, inputs, generator)
     scalings = [kept for symmetry in found for kept in trial.of_scaling(symmetry)]
     tried = (*(one.symmetry for one in scalings if one.kind != "layer"), *_pairs(network, scalings))
@@ -199,11 +200,11 @@ def explore(module: nn.Module, data: Batches, seed: int = 0) -> Architecture:
 @final
 @dataclass(frozen=True)
 class _Trial:
-    """Tries changes at the trained parameters and at others."""
+    """Tries changes at the trained parameters and at others, on one sample and then on all."""
 
     network: nn.Module
-    points: tuple[tuple[nn.Module, Tensor], ...]
-    inputs: Inputs
+    points: tuple[tuple[nn.Module, tuple[Tensor, ...]], ...]
+    inputs: tuple[Inputs, ...]
     generator: Generator
 
     def holds(self, freedom: Freedom) -> bool:
@@ -212,14 +213,17 @@ class _Trial:
             return False
         return all(self._preserved(one, outputs, freedom) for one, outputs in self.points)
 
-    def _preserved(self, network: nn.Module, outputs: Tensor, freedom: Freedom) -> bool:
+    def _preserved(self, network: nn.Module, outputs: tuple[Tensor, ...], freedom: Freedom) -> bool:
         changed = freedom.change(network, 0.7, self.generator)
-        if relative_change(outputs, evaluate(changed, self.inputs)) <= TOLERANCE:
+        if self._agrees(changed, outputs):
             return True
         if freedom.kind not in ("layer", "normalization"):
             return False
-        adapted = adapt_epsilon(network, changed, self.inputs)
-        return relative_change(outputs, evaluate(adapted, self.inputs)) <= TOLERANCE
+        return self._agrees(adapt_epsilon(network, changed, self.inputs[-1]), outputs)
+
+    def _agrees(self, changed: nn.Module, before: tuple[Tensor, ...]) -> bool:
+        pairs = zip(self.inputs, before, strict=True)
+        return all(relative_change(y, evaluate(changed, x)) <= TOLERANCE for x, y in pairs)
 
     def of_moves(self, symmetry: Symmetry) -> Iterator[Freedom]:
         """Flip and permute units; mix them only where signs show that all between is linear."""
@@ -334,9 +338,11 @@ def _distinct(freedoms: list[Freedom]) -> list[Freedom]:
 
 def _some_inputs(network: nn.Module, data: Batches) -> Inputs:
     """As many samples as tell relations apart from coincidences, or all there are."""
-    device = next(network.parameters()).device
-    first = in_double(data.subset(torch.arange(1)), device)
-    width = evaluate(network, first.fetch(torch.arange(1)).inputs).numel()
+    width = evaluate(network, _first_inputs(network, data)).numel()
     wanted = max(8, 2 * (len(tensors_of(network)) + 8) // width + 1)
-    some = in_double(data.subset(torch.arange(min(data.num_samples, wanted))), device)
-    return some.fetch(torch.arange(some.num_samples)).inputs
+    return _first_inputs(network, data, min(data.num_samples, wanted))
+
+
+def _first_inputs(network: nn.Module, data: Batches, num: int = 1) -> Inputs:
+    device = next(network.parameters()).device
+    return in_double(data.subset(torch.arange(num)), device).fetch(torch.arange(num)).inputs

@@ -130,8 +130,11 @@ def adapt_epsilon(before: nn.Module, after: nn.Module, inputs: Inputs) -> nn.Mod
     """Scale the ε of LayerNorm and its kin with the square of the factor of their inputs.
 
     A layer whose input was multiplied by a gives the same output where its ε is multiplied by a².
-    The factors are those between two networks without ε.
+    The factors are those between two networks without ε. A network without such layers is given
+    back as it is.
     """
+    if all(epsilon_of(part) is None or _has_statistics(part) for part in after.modules()):
+        return after
     first, second = (_input_sizes(without_epsilon(net), inputs) for net in (before, after))
     changed = copy.deepcopy(after)
     for name, part in changed.named_modules():
