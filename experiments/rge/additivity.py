@@ -6,13 +6,13 @@
 Pairs are drawn from the 300 strongest opponents. The relative gap of a class is Σ|group − sum| / Σ|sum|.
 """
 
-import argparse
 import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
+from command import parser_of
 from correlation import optimum, truths
 from data import SgcTrainer, load
 
@@ -111,15 +111,11 @@ def table() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("command", choices=["run", "table"])
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--datasets", nargs="+", default=["Cora", "CiteSeer"])
+    parser = parser_of(__doc__, ["Cora", "CiteSeer"])
     parser.add_argument("--decays", type=float, nargs="+", default=[1e-3, 8.5e-6])
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--retrain", type=int, default=15)
     options = parser.parse_args()
-    torch.set_num_threads(1)
     if options.command == "table":
         table()
         return

@@ -7,14 +7,13 @@ Few rounds of two percent of the edges each: a round costs a training, a solve, 
 of the validation nodes chooses the round.
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
 
 import data as graphs
 import numpy as np
-import torch
+from command import parser_of
 
 from afterfit import graph
 
@@ -64,15 +63,10 @@ def table() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("command", choices=["run", "table"])
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--datasets", nargs="+", default=["Cora", "CiteSeer"])
+    parser = parser_of(__doc__, ["Cora", "CiteSeer"], seeds=5)
     parser.add_argument("--networks", nargs="+", default=["Gcn", "Gat"])
-    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=4)
     options = parser.parse_args()
-    torch.set_num_threads(1)
     if options.command == "table":
         table()
         return

@@ -8,12 +8,12 @@ is the one that is given. Precision: share of added edges among the fifty worst 
 candidates (edges with a training node within two hops).
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
+from command import options_of
 from data import RATE, WEIGHT_DECAY, SgcTrainer, load
 
 from afterfit import graph
@@ -95,13 +95,7 @@ def table() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("command", choices=["run", "table"])
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--datasets", nargs="+", default=["Cora"])
-    parser.add_argument("--seeds", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = options_of(__doc__, ["Cora"], seeds=2)
     if options.command == "table":
         table()
         return

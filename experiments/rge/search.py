@@ -8,14 +8,13 @@ others). It is written to results/search/ and not repeated. Every fifth validati
 chooses no edge, or none is (held=0, as published). No rule and no setting was chosen by test accuracy.
 """
 
-import argparse
 import json
 import math
 import time
 from pathlib import Path
 
 import numpy as np
-import torch
+from command import parser_of
 from data import RATE, WEIGHT_DECAY, SgcTrainer, load, symmetrize
 
 from afterfit import graph
@@ -51,7 +50,7 @@ def run(folder: Path, name: str, rule: str, seed: int, held: float, ridge: float
         rule=RULES[rule](problem, seed),
         held_out=held,
         keep=graph.last_round,
-        max_rounds=ROUNDS.get(rule, 30 if name == "chameleon_filtered" else 100),
+        max_rounds=ROUNDS.get(rule, 20 if name == "chameleon_filtered" else 100),
         seed=seed,
     )
     seconds = time.perf_counter() - start
@@ -135,22 +134,14 @@ def line(runs: list[dict], part: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("command", choices=["run", "table"])
-    parser.add_argument("--data", type=Path)
-    parser.add_argument(
-        "--datasets",
-        nargs="+",
-        default=["Cora", "CiteSeer", "texas", "wisconsin", "chameleon_filtered"],
-    )
+    datasets = ["Cora", "CiteSeer", "texas", "wisconsin", "chameleon_filtered"]
+    parser = parser_of(__doc__, datasets, seeds=3)
     parser.add_argument("--rules", nargs="+", default=list(RULES))
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--held", type=float, default=0.2)
     parser.add_argument(
         "--ridge", type=float, default=2.0, help="damping in weight decays; the authors' code has 2"
     )
     options = parser.parse_args()
-    torch.set_num_threads(1)
     if options.command == "table":
         table(options.held, options.ridge)
         return
