@@ -1,10 +1,11 @@
-"""Rectification with GCN and GAT (two layers, no dropout) over seeds of the initial weights.
+"""Rectification with GCN and GAT (two layers) over seeds of the initial weights.
 
     python experiments/rge/gnn.py run --data DATA/graphs --networks Gcn --seeds 5 --rounds 4
     python experiments/rge/gnn.py table
 
 Few rounds of two percent of the edges each: a round costs a training, a solve, and an exact score of every edge. A fifth
-of the validation nodes chooses the round.
+of the validation nodes chooses the round. The settings of GAT had the lowest validation loss of five (one seed, no edge
+removed).
 """
 
 import json
@@ -19,11 +20,16 @@ from afterfit import graph
 
 RESULTS = Path(__file__).parent / "results" / "gnn"
 
+TRAINING = {
+    "Gcn": {"weight_decay": 1e-3, "rate": 0.02, "epochs": 100},
+    "Gat": {"weight_decay": 5e-4, "rate": 0.01, "epochs": 200},
+}
+
 
 def run(folder: Path, name: str, network: str, seed: int, rounds: int) -> dict:
     data = graphs.load(folder, name)
     build = getattr(graphs, network)
-    trainer = graphs.GnnTrainer(data, build, weight_decay=1e-3, rate=0.02, epochs=100, seed=seed)
+    trainer = graphs.GnnTrainer(data, build, seed=seed, **TRAINING[network])
     edges = graph.union(data.edge_index, data.num_nodes)
     start = time.perf_counter()
     problem = graph.graph_problem(trainer(edges.edge_index()), data)
