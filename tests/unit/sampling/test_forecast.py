@@ -40,7 +40,7 @@ def test_a_forecast_is_positive_and_roughly_linear_in_the_members():
     assert 10 < large.seconds / small.seconds < 1000
     assert large.epochs == pytest.approx(100 * small.epochs)
     assert large.disk == 100 * small.disk > 0
-    assert large.memory > small.memory > 0
+    assert large.memory == small.memory > 0  # members and their losses lie on disk
 
 
 def test_memory_holds_the_members_only_where_there_is_no_folder():
@@ -49,10 +49,10 @@ def test_memory_holds_the_members_only_where_there_is_no_folder():
         forecast(case.problem, case.data, stream(), SAMPLER, 3, folder=folder)
         for folder in (True, False)
     )
-    state = 8 * case.problem.num_params
+    state, column = 8 * case.problem.num_params, 12 * 7
     assert here.disk == 0
-    assert here.memory - there.memory == 8 * state
-    assert there.disk == 8 * state + 12 * 7 * 8
+    assert here.memory - there.memory == 8 * state + 7 * column
+    assert there.disk == 8 * state + 3 * 8 * column
 
 
 def test_a_forecast_is_one_line():
