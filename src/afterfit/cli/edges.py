@@ -104,7 +104,8 @@ def tell(run: Any) -> None:
     figures = run.figures
     console.print(f"{figures['opponents']:,} of {figures['edges']:,} edges are opponents")
     if "removed" in figures:
-        console.print(f"{figures['removed']:,} removed in {figures['rounds']} rounds")
+        told = f"the first {figures['rounds']} of {figures['rounds_tried']} rounds are kept"
+        console.print(f"{figures['removed']:,} removed: {told}")
     for part in ("held_out", "test"):
         if f"{part}_accuracy_before" in figures:
             before, after = (figures[f"{part}_accuracy_{when}"] for when in ("before", "after"))

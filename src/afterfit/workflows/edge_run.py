@@ -173,6 +173,7 @@ def _figures(
     if rectified is not None:
         first, kept = rectified.history[0], rectified.history[rectified.kept]
         figures |= {"rounds": rectified.kept, "removed": len(rectified.removed)}
+        figures["rounds_tried"] = len(rectified.history) - 1
         for part in ("validation", "held_out", "test"):
             for measure in ("loss", "accuracy"):
                 name = f"{part}_{measure}"
@@ -222,7 +223,8 @@ def _lead(figures: dict[str, float | int]) -> str:
     share = figures["opponents"] / max(1, figures["edges"])
     lead = f"{figures['opponents']:,} of {figures['edges']:,} edges ({share:.0%}) are opponents."
     if "removed" in figures:
-        lead += f" {figures['removed']:,} were removed in {figures['rounds']} rounds"
+        rounds = f"{figures['rounds']} of {figures['rounds_tried']} rounds"
+        lead += f" {figures['removed']:,} were removed in {rounds}"
         if "test_accuracy_before" in figures:
             before, after = figures["test_accuracy_before"], figures["test_accuracy_after"]
             lead += f"; accuracy on test nodes went from {before:.3f} to {after:.3f}"
