@@ -43,7 +43,7 @@ from afterfit.sampling import GaussianDraws
 
 @dataclass(frozen=True)
 class Check:
-    """A measured value and the bound that it must keep."""
+    """A measured value and the bound that it must keep; without a sign it is only shown."""
 
     test: str
     what: str
@@ -54,6 +54,12 @@ class Check:
     @property
     def holds(self) -> bool:
         return self.value >= self.bound if self.sign == ">=" else self.value <= self.bound
+
+    def __str__(self) -> str:
+        told = f"{self.test:4s} {self.what}: {self.value:.4f}"
+        if not self.sign:
+            return f"shown {told}"
+        return f"{'holds' if self.holds else 'FAILS'} {told} {self.sign} {self.bound}"
 
 
 def bilinear(problem: Problem, train: Batches, seed: int) -> dict[str, Tensor]:
@@ -223,15 +229,15 @@ def mixed_sources(folder: Path, seed: int) -> list[Check]:
             "T9",
             f"same, second moment (drift {drift:.3f} nats)",
             auc(uncentered(found).mean_scores(query), minority),
-            ">=",
-            0.75 if drift < 0 else 0.0,
+            "",
+            float("nan"),
         ),
         Check(
             "T9",
             f"same, centered, default members and rate (found: {searched.search.learning_rate})",
             auc(searched.mean_scores(query), minority),
-            ">=",
-            0.0,
+            "",
+            float("nan"),
         ),
         Check("T9", "gradient dot product: AUC", auc(plain, minority), "<=", 0.75),
         Check(
@@ -294,7 +300,7 @@ def two_circles(folder: Path, seed: int) -> list[Check]:  # noqa: ARG001
             average_precision(found.self_scores(), influential) - average_precision(linear, influential),
             ">=", 0.0,
         ),
-        Check("T11", "GEX AP", average_precision(found.self_scores(), influential), ">=", 0.0),
+        Check("T11", "GEX AP", average_precision(found.self_scores(), influential), "", float("nan")),
     ]  # fmt: skip
     curvature = dense_ggn(problem, train) / train.num_samples
     for damping in (1e-4, 1e-2):
@@ -335,11 +341,7 @@ def main() -> None:
     for part in options.part:
         checks = PARTS[part](options.data, options.seed)
         for check in checks:
-            verdict = "holds" if check.holds else "FAILS"
-            print(
-                f"{verdict} {check.test:4s} {check.what}: {check.value:.4f} {check.sign} {check.bound}",
-                flush=True,
-            )
+            print(check, flush=True)
         if options.out is not None:
             options.out.mkdir(parents=True, exist_ok=True)
             path = options.out / f"acceptance-{part}-{options.seed}.json"

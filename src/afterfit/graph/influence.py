@@ -27,13 +27,50 @@ Edges = Literal["all"] | Pairs
 _EXACT, _FIRST_ORDER = Exact(), FirstOrder()
 
 
+class EditInfluence:
+    """What edits of a graph do to a target: two parts that add up, and a table of them.
+
+    A number above 0 means that the edit would *raise* the target. An edge or a node whose removal
+    scores below 0 is an opponent: the validation loss would be lower without it.
+    """
+
+    shift: Float[Tensor, " E"]
+    propagation: Float[Tensor, " E"] | None
+
+    @property
+    def score(self) -> Float[Tensor, " E"]:
+        """The shift: the target is read on the graph as it was (Song, Kim, Yang 2023)."""
+        return self.shift
+
+    @property
+    def total(self) -> Float[Tensor, " E"]:
+        """Shift and propagation: the target is read on the edited graph (Heo et al. 2025).
+
+        Raises
+        ------
+        ValueError
+            If the propagation was not asked for.
+        """
+        if self.propagation is None:
+            message = "the propagation was not computed; pass propagation=Exact() or FirstOrder()"
+            raise ValueError(message)
+        return self.shift + self.propagation
+
+    def _ranked(self, columns: dict[str, Any]) -> pd.DataFrame:
+        """Put scores and ranks beside what was edited, the strongest opponent first."""
+        columns = {**columns, "score": self.score.cpu().numpy()}
+        if self.propagation is not None:
+            columns["propagation"] = self.propagation.cpu().numpy()
+            columns["total"] = self.total.cpu().numpy()
+        table = pd.DataFrame(columns).sort_values("score", kind="stable", ignore_index=True)
+        table["rank"] = range(1, len(table) + 1)
+        return table
+
+
 @final
 @dataclass(frozen=True)
-class EdgeInfluence:
+class EdgeInfluence(EditInfluence):
     """What removing (or inserting) each edge does to a target.
-
-    A number above 0 means that the edit would *raise* the target. An edge whose removal scores
-    below 0 is an opponent: the validation loss would be lower without it.
 
     Attributes
     ----------
@@ -54,32 +91,10 @@ class EdgeInfluence:
     propagation: Float[Tensor, " E"] | None
     solved: Solved
 
-    @property
-    def score(self) -> Float[Tensor, " E"]:
-        """The shift: the target is read on the graph as it was (Song, Kim, Yang 2023)."""
-        return self.shift
-
-    @property
-    def total(self) -> Float[Tensor, " E"]:
-        """Shift and propagation: the target is read on the edited graph (Heo et al. 2025).
-
-        Raises
-        ------
-        ValueError
-            If the propagation was not asked for.
-        """
-        return total_of(self.shift, self.propagation)
-
     def to_pandas(self) -> pd.DataFrame:
         """One row an edge, the strongest opponent first."""
         u, v = self.pairs.cpu().T.numpy()
-        columns = {"u": u, "v": v, "score": self.score.cpu().numpy()}
-        if self.propagation is not None:
-            columns["propagation"] = self.propagation.cpu().numpy()
-            columns["total"] = self.total.cpu().numpy()
-        table = pd.DataFrame(columns).sort_values("score", kind="stable", ignore_index=True)
-        table["rank"] = range(1, len(table) + 1)
-        return table
+        return self._ranked({"u": u, "v": v})
 
     def to_networkx(self) -> Any:
         """Graph of the scored edges, each with ``score`` (and ``propagation``, ``total``)."""
@@ -89,22 +104,6 @@ class EdgeInfluence:
         for u, v, *values in rows.itertuples(index=False):
             graph.add_edge(int(u), int(v), **dict(zip(names, map(float, values), strict=True)))
         return graph
-
-
-def total_of(
-    shift: Float[Tensor, " E"], propagation: Float[Tensor, " E"] | None
-) -> Float[Tensor, " E"]:
-    """Add the two parts of an influence.
-
-    Raises
-    ------
-    ValueError
-        If the propagation was not asked for.
-    """
-    if propagation is None:
-        message = "the propagation was not computed; pass propagation=Exact() or FirstOrder()"
-        raise ValueError(message)
-    return shift + propagation
 
 
 def edge_influence(

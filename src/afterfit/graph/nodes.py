@@ -15,7 +15,7 @@ from afterfit.graph.edges import EdgeList
 from afterfit.graph.edits import Change, Edits
 from afterfit.graph.exact import Exact, directional_losses
 from afterfit.graph.features import FeatureEdits
-from afterfit.graph.influence import prepare, total_of
+from afterfit.graph.influence import EditInfluence, prepare
 from afterfit.graph.inverse import Inverse, Solved, smaller
 from afterfit.graph.method import Query
 from afterfit.graph.narrow import Narrow
@@ -31,24 +31,15 @@ _EXACT = Exact()
 
 @final
 @dataclass(frozen=True)
-class NodeInfluence:
+class NodeInfluence(EditInfluence):
     """What removing (or changing) each node does to a target.
-
-    Signs are those of edges: a number above 0 means that the edit would *raise* the target. A node
-    whose removal scores below 0 is an opponent.
 
     Attributes
     ----------
     nodes
         Nodes (E,), in the order of the scores.
-    shift
-        Predicted change of the target (E,), in its own units, when the network is trained again on
-        the edited graph and the target is read on the graph as it was.
-    propagation
-        Change when the network stays and the target is read on the edited graph; None where it was
-        not asked for.
-    solved
-        How the inverse curvature was applied.
+    shift, propagation, solved
+        As in :class:`~afterfit.graph.EdgeInfluence`.
     """
 
     nodes: Int[Tensor, " E"]
@@ -56,31 +47,9 @@ class NodeInfluence:
     propagation: Float[Tensor, " E"] | None
     solved: Solved
 
-    @property
-    def score(self) -> Float[Tensor, " E"]:
-        """The shift: the target is read on the graph as it was."""
-        return self.shift
-
-    @property
-    def total(self) -> Float[Tensor, " E"]:
-        """Shift and propagation: the target is read on the edited graph.
-
-        Raises
-        ------
-        ValueError
-            If the propagation was not asked for.
-        """
-        return total_of(self.shift, self.propagation)
-
     def to_pandas(self) -> pd.DataFrame:
         """One row a node, the strongest opponent first."""
-        columns = {"node": self.nodes.cpu().numpy(), "score": self.score.cpu().numpy()}
-        if self.propagation is not None:
-            columns["propagation"] = self.propagation.cpu().numpy()
-            columns["total"] = self.total.cpu().numpy()
-        table = pd.DataFrame(columns).sort_values("score", kind="stable", ignore_index=True)
-        table["rank"] = range(1, len(table) + 1)
-        return table
+        return self._ranked({"node": self.nodes.cpu().numpy()})
 
 
 def node_influence(
