@@ -5,55 +5,21 @@ they say nothing of pairs.
 """
 
 from collections.abc import Callable, Sequence
-from functools import singledispatch
-from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from sklearn.neighbors import NearestNeighbors
 from torch import Generator, Tensor
-from torch.nn import functional
 
+from afterfit.influence.outcomes import Outcomes, disagreement, outcomes
 from afterfit.influence.tracin import gradient_norms
 from afterfit.problem.data import Batches
-from afterfit.problem.likelihood import Bernoulli, Categorical
 from afterfit.problem.persample import losses, outputs
 from afterfit.problem.problem import Problem, move
 
 
-class _Outcomes(NamedTuple):
-    """What could have been observed: D draws a sample, each with C outcomes."""
-
-    logits: Float[Tensor, "B D C"]
-    given: Float[Tensor, "B D C"]
-    residual: Float[Tensor, "B R"]
-
-
-@singledispatch
-def _outcomes(likelihood: Any, found: Tensor, y: Tensor) -> _Outcomes:  # noqa: ARG001
-    message = (
-        f"this score needs the probability of each label, and {type(likelihood).__name__} has "
-        "none; use Categorical or Bernoulli, or score by loss_scores or gradient_norm_scores"
-    )
-    raise TypeError(message)
-
-
-@_outcomes.register
-def _(likelihood: Categorical, found: Tensor, y: Tensor) -> _Outcomes:
-    given = functional.one_hot(y.long(), found.shape[1]).to(found.dtype)
-    return _Outcomes(found[:, None], given[:, None], likelihood.mean(found) - given)
-
-
-@_outcomes.register
-def _(likelihood: Bernoulli, found: Tensor, y: Tensor) -> _Outcomes:
-    target = y.to(found.dtype).reshape(found.shape)
-    logits = torch.stack([torch.zeros_like(found), found], dim=-1)
-    given = torch.stack([1 - target, target], dim=-1)
-    return _Outcomes(logits, given, likelihood.mean(found) - target)
-
-
 def _by_batch(
-    problem: Problem, data: Batches, score: Callable[[_Outcomes], Tensor]
+    problem: Problem, data: Batches, score: Callable[[Outcomes], Tensor]
 ) -> Float[Tensor, " N"]:
     """Score the outcomes of each batch, in float64: confident logits differ in the last digits."""
     columns = []
@@ -62,7 +28,7 @@ def _by_batch(
             found = problem.forward(problem.params, move(batch.inputs, problem.device))
             targets = batch.targets.to(problem.device)
             problem.likelihood.check(found, targets)
-            columns.append(score(_outcomes(problem.likelihood, found.double(), targets)))
+            columns.append(score(outcomes(problem.likelihood, found.double(), targets)))
     scores = torch.cat(columns).clone()
     return _require_finite(scores, "scores", "look at the inputs and at the parameters")
 
@@ -79,14 +45,7 @@ def margin_scores(problem: Problem, data: Batches) -> Float[Tensor, " N"]:
     outcomes of an output have logits 0 and f, the given one is that with the larger target, and the
     output that disagrees most is the sample's.
     """
-    return _by_batch(problem, data, _margin)
-
-
-def _margin(outcomes: _Outcomes) -> Float[Tensor, " B"]:
-    logits, given, _ = outcomes
-    chosen = functional.one_hot(given.argmax(-1), given.shape[-1]).bool()
-    others = logits.masked_fill(chosen, -torch.inf).amax(-1)
-    return (others - logits.masked_fill(~chosen, -torch.inf).amax(-1)).amax(-1)
+    return _by_batch(problem, data, disagreement)
 
 
 def entropy_scores(problem: Problem, data: Batches) -> Float[Tensor, " N"]:
@@ -95,8 +54,8 @@ def entropy_scores(problem: Problem, data: Batches) -> Float[Tensor, " N"]:
     Bernoulli: the sum over its outputs, which are independent.
     """
 
-    def entropy(outcomes: _Outcomes) -> Float[Tensor, " B"]:
-        return torch.special.entr(outcomes.logits.softmax(-1)).sum((-2, -1))
+    def entropy(found: Outcomes) -> Float[Tensor, " B"]:
+        return torch.special.entr(found.logits.softmax(-1)).sum((-2, -1))
 
     return _by_batch(problem, data, entropy)
 
@@ -108,8 +67,8 @@ def self_confidence_scores(problem: Problem, data: Batches) -> Float[Tensor, " N
     probability ``y p + (1 - y)(1 - p)`` that two draws agree.
     """
 
-    def doubt(outcomes: _Outcomes) -> Float[Tensor, " B"]:
-        return (outcomes.logits.softmax(-1) * (1 - outcomes.given)).sum(-1).amax(-1)
+    def doubt(found: Outcomes) -> Float[Tensor, " B"]:
+        return (found.logits.softmax(-1) * (1 - found.given)).sum(-1).amax(-1)
 
     return _by_batch(problem, data, doubt)
 
@@ -125,8 +84,8 @@ def el2n_scores(problems: Problem | Sequence[Problem], data: Batches) -> Float[T
     definition 2.3.
     """
 
-    def norm(outcomes: _Outcomes) -> Float[Tensor, " B"]:
-        return outcomes.residual.norm(dim=-1)
+    def norm(found: Outcomes) -> Float[Tensor, " B"]:
+        return found.residual.norm(dim=-1)
 
     return _averaged(problems, lambda problem: _by_batch(problem, data, norm))
 
@@ -300,7 +259,7 @@ def cross_validated_probabilities(
 
 def _probabilities(problem: Problem, data: Batches) -> Tensor:
     found = outputs(problem, data)
-    _outcomes(problem.likelihood, found, data.targets().to(found.device))
+    outcomes(problem.likelihood, found, data.targets().to(found.device))
     return problem.likelihood.mean(found)
 
 
