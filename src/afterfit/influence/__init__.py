@@ -13,6 +13,7 @@ from afterfit.influence.covariance import (
 from afterfit.influence.gex import GEX, published, quiet, to_stderr
 from afterfit.influence.loss_covariance import CovarianceInfluence, LossCovariance
 from afterfit.influence.table import member_losses, seen_losses, tangents
+from afterfit.influence.trace import TrainingTrace
 
 __all__ = [
     "GEX",
@@ -20,6 +21,7 @@ __all__ = [
     "LossCovariance",
     "LossTable",
     "Scores",
+    "TrainingTrace",
     "covariance",
     "floored_secant",
     "level",

@@ -12,6 +12,7 @@ from afterfit.problem.likelihood import (
     Poisson,
 )
 from afterfit.problem.persample import gradients, losses, outputs
+from afterfit.problem.positions import WithPositions, with_positions
 from afterfit.problem.problem import Problem
 from afterfit.problem.transform import connectivity, linearize, restrict
 
@@ -33,10 +34,12 @@ __all__ = [
     "Sampler",
     "Store",
     "TrainingStream",
+    "WithPositions",
     "connectivity",
     "gradients",
     "linearize",
     "losses",
     "outputs",
     "restrict",
+    "with_positions",
 ]
