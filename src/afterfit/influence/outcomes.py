@@ -51,6 +51,6 @@ def has_outcomes(likelihood: Any) -> bool:
 def disagreement(found: Outcomes) -> Float[Tensor, " B"]:
     """Largest other logit minus the given one, of the draw where that is largest."""
     logits, given, _ = found
-    chosen = functional.one_hot(given.argmax(-1), given.shape[-1]).bool()
-    others = logits.masked_fill(chosen, -torch.inf).amax(-1)
-    return (others - logits.masked_fill(~chosen, -torch.inf).amax(-1)).amax(-1)
+    chosen = given.argmax(-1, keepdim=True)
+    others = logits.scatter(-1, chosen, -torch.inf).amax(-1)
+    return (others - logits.gather(-1, chosen)[..., 0]).amax(-1)
