@@ -43,6 +43,7 @@ bench: oracles
 	@test -n "$(DATA)" || { echo "DATA is not set: make bench DATA=folder, with mnist/mnist_train.npz in it"; exit 2; }
 	$(BIN)/python benchmarks/labels.py --data $(DATA)
 	$(BIN)/python benchmarks/traces.py
+	$(BIN)/python benchmarks/trace.py
 	$(BIN)/python benchmarks/curvature.py
 	$(BIN)/python benchmarks/posterior.py
 	$(BIN)/python benchmarks/edges.py cora --data $(DATA)/graphs

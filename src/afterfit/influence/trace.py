@@ -1,4 +1,4 @@
-"""Scores that cost nothing: written down while the network trains, visit by visit."""
+"""Scores that cost next to nothing: written down while the network trains, visit by visit."""
 
 import warnings
 from collections.abc import Mapping, Sequence
