@@ -2,16 +2,18 @@
 
     python benchmarks/trace.py                    # 28 x 28 images, batches of 128, one thread
 
-The same training, epoch after epoch: once with losses by Categorical().loss, once with those by trace.record, in turn, so
-that both meet the same neighbors. Time is processor time of an epoch; printed are the medians, their ratio with the
-spread of the ratios of neighboring epochs, and, apart, the time of record alone beyond that of the loss, as a share of
-a step. The images are random, and stand in memory: a loader would make the share smaller.
+The same training, step after step, once with losses by Categorical().loss and once with those by trace.record, in turn,
+so that both meet the same neighbors and the same caches. Time is processor time. Printed are medians over steps: of a
+whole step, of the call that makes the losses within it, and what the call takes longer as a share of a step, with the
+standard error of its median. Whole steps differ by more from each other than the trace costs, so the call tells. The
+images are random, and stand in memory: a loader would make the share smaller.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,12 @@ from afterfit.influence import TrainingTrace
 from afterfit.problem import Categorical
 
 NUM_CLASSES = 10
+WARM = 20  # steps that are not counted
+
+
+class Seconds(NamedTuple):
+    step: float
+    losses: float
 
 
 def conv_net(width: int) -> nn.Module:
@@ -30,10 +38,9 @@ def conv_net(width: int) -> nn.Module:
     )  # fmt: skip
 
 
-def seconds(run: Callable[[], object]) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start
+def error_of_median(values: list[float]) -> float:
+    quarters = statistics.quantiles(values, n=4)
+    return 1.253 * (quarters[2] - quarters[0]) / 1.349 / len(values) ** 0.5
 
 
 def main() -> None:
@@ -55,43 +62,36 @@ def main() -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     trace = TrainingTrace(chosen.samples, likelihood)
 
-    def epoch(losses: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-        for index in torch.randperm(chosen.samples).split(chosen.batch):
-            loss = losses(index, net(inputs[index]), labels[index]).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    def step(index: Tensor, losses: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Seconds:
+        start = time.process_time()
+        outputs, targets = net(inputs[index]), labels[index]
+        before = time.process_time()
+        found = losses(index, outputs, targets)
+        after = time.process_time()
+        optimizer.zero_grad()
+        found.mean().backward()
+        optimizer.step()
+        return Seconds(time.process_time() - start, after - before)
 
     def plain(index: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG001
         return likelihood.loss(outputs, targets)
 
-    epoch(plain)
-    epoch(trace.record)
-    pairs = [
-        (seconds(lambda: epoch(plain)), seconds(lambda: epoch(trace.record)))
-        for _ in range(chosen.epochs)
-    ]
-    without, recorded = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratios = [b / a for a, b in pairs]
-    error = statistics.stdev(ratios) / len(ratios) ** 0.5
+    without: list[Seconds] = []
+    recorded: list[Seconds] = []
+    for _ in range(chosen.epochs):
+        for index in torch.randperm(chosen.samples).split(chosen.batch):
+            without.append(step(index, plain))
+            recorded.append(step(index, trace.record))
 
-    steps = -(-chosen.samples // chosen.batch)
-    index = torch.arange(chosen.batch)
-    outputs, targets = net(inputs[index]).detach().requires_grad_(), labels[index]
-
-    def alone(losses: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
-        return min(seconds(lambda: losses(index, outputs, targets)) for _ in range(2000))
-
-    extra = alone(trace.record) - alone(plain)
-
+    whole = statistics.median(s.step for s in without[WARM:])
+    extra = [b.losses - a.losses for a, b in zip(without[WARM:], recorded[WARM:], strict=True)]
+    share, error = statistics.median(extra) / whole, error_of_median(extra) / whole
     parameters = sum(p.numel() for p in net.parameters())
     print(f"{parameters} parameters, batches of {chosen.batch}, {chosen.threads} thread(s)")
-    print(f"  a step without the trace {without / steps * 1e3:9.3f} ms")
-    print(f"  a step with the trace    {recorded / steps * 1e3:9.3f} ms")
-    print(f"  ratio of neighbors       {statistics.median(ratios):9.4f}    +- {error:.4f}")
-    print(
-        f"  record alone             {extra * 1e3:9.3f} ms, {extra / (without / steps):.2%} of a step"
-    )
+    for name, found in (("without", without[WARM:]), ("with", recorded[WARM:])):
+        steps, losses = (statistics.median(column) * 1e3 for column in zip(*found, strict=True))
+        print(f"  {name:8} the trace: a step {steps:8.3f} ms, its losses {losses:7.3f} ms")
+    print(f"  the trace takes {share:.2%} +- {error:.2%} of a step")
 
 
 if __name__ == "__main__":

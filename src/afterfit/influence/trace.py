@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 
 from afterfit.influence.outcomes import has_outcomes
 from afterfit.influence.trace_file import read, write
-from afterfit.influence.visits import COLUMNS, LAST_RIGHT, added, precise, visits
+from afterfit.influence.visits import COLUMNS, added, precise, visits, were_right
 from afterfit.problem.likelihood import Likelihood
 
 
@@ -21,9 +21,10 @@ class TrainingTrace:
 
     Of each sample it keeps sums, never a table of epochs: of its loss, its margin, the norm of the
     gradient with respect to the outputs, their squares, and how often it went from right to wrong.
-    The sums stand on the device of the outputs, 80 bytes a sample, and nothing waits for them
-    until a score is asked for. A sample that is drawn twice counts twice; an augmented one counts
-    as it was seen. Every score is large where the sample is suspicious.
+    The sums stand on the device of the outputs, 72 bytes a sample (twice that once they were loaded
+    or shared), and nothing waits for them until a score is asked for. A sample that is drawn twice
+    counts twice; an augmented one counts as it was seen. Every score is large where the sample is
+    suspicious.
 
     Parameters
     ----------
@@ -91,7 +92,7 @@ class TrainingTrace:
             return
         table = self._on(outputs.device)
         index, order = index.to(outputs.device, non_blocking=True).long().sort(stable=True)
-        last = table[index, LAST_RIGHT] > 0
+        last = were_right(table.index_select(0, index))
         rows = visits(self.likelihood, index, outputs.detach()[order], targets[order], last)
         table.index_add_(0, index, rows)
 
@@ -105,7 +106,7 @@ class TrainingTrace:
             raise ValueError(message)
         if not len(index) or (self._checked and index.device.type != "cpu"):
             return  # to look at values on another device would wait for it at every step
-        low, high = int(index.min()), int(index.max())
+        low, high = (int(end) for end in index.aminmax())
         if low < 0 or high >= self.num_samples:
             message = (
                 f"positions range from {low} to {high}, expected 0 to {self.num_samples - 1}: "
@@ -176,7 +177,7 @@ class TrainingTrace:
         self._require_outcomes("forgetting")
         self._require_seen(1)
         counts = self._column("forgotten")
-        return torch.where(self._column("right") == 0, counts.max() + 1, counts)
+        return torch.where(self._column("learned") == 0, counts.max() + 1, counts)
 
     def el2n(self) -> Float[Tensor, " N"]:
         """Mean error norm ``‖p - y‖₂``; meant for the first epochs.

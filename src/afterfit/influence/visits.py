@@ -1,18 +1,19 @@
 """What one visit of a sample in training adds to the sums that are kept of it."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import singledispatch
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from afterfit.influence.outcomes import disagreement, has_outcomes, outcomes
-from afterfit.problem.likelihood import Likelihood
+from afterfit.problem.likelihood import Categorical
 
 _SUMMED = ("seen", "loss", "squared_loss", "margin", "gradient_norm", "squared_gradient_norm")
-COLUMNS = (*_SUMMED, "skipped", "right", "forgotten", "last_right")
-LAST_RIGHT = COLUMNS.index("last_right")
+COLUMNS = (*_SUMMED, "skipped", "learned", "forgotten")
+LEARNED, FORGOTTEN = COLUMNS.index("learned"), COLUMNS.index("forgotten")
 
 
 class _Measured(NamedTuple):
@@ -26,29 +27,44 @@ def precise(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _measure(likelihood: Likelihood, found: Tensor, y: Tensor) -> _Measured:
+@singledispatch
+def _measure(likelihood: Any, found: Tensor, y: Tensor) -> _Measured:
     if has_outcomes(likelihood):  # their residual p - y is the gradient
         found = found.to(precise(found.device))
         seen = outcomes(likelihood, found, y)
-        norm = seen.residual.norm(dim=-1)
+        norm = torch.linalg.vector_norm(seen.residual, dim=-1)
         return _Measured(likelihood.loss(found, y), -disagreement(seen), norm)
     with torch.enable_grad():
         leaf = found.clone().requires_grad_()
         loss = likelihood.loss(leaf, y)
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
-    norm = gradient.flatten(1).norm(dim=1)
+    norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
     return _Measured(loss.detach(), torch.zeros_like(norm), norm)
+
+
+@_measure.register
+def _(likelihood: Categorical, found: Tensor, y: Tensor) -> _Measured:  # noqa: ARG001
+    """As above, in a third of the operations: every step of training waits for it."""
+    given = y.long()[:, None]
+    log_p = found.log_softmax(-1, dtype=precise(found.device))
+    log_given = log_p.gather(1, given)
+    other = log_p.scatter(1, given, -torch.inf).amax(1)
+    residual = log_p.exp_().scatter_add_(1, given, log_p.new_full((), -1).expand(given.shape))
+    norm = torch.linalg.vector_norm(residual, dim=1)
+    return _Measured(-log_given[:, 0], log_given[:, 0] - other, norm)
 
 
 @torch.no_grad()
 def visits(
-    likelihood: Likelihood,
+    likelihood: Any,
     index: Int[Tensor, " B"],
     found: Tensor,
     y: Tensor,
     last: Bool[Tensor, " B"],
 ) -> Float[Tensor, "B K"]:
     """One row a visit, whose sum by sample is to be added to the :data:`COLUMNS` of the sample.
+
+    A sample is right after so many visits if it was learned more often than it was forgotten.
 
     Parameters
     ----------
@@ -61,22 +77,26 @@ def visits(
     """
     wide = precise(found.device)
     loss, margin, norm = (column.to(wide) for column in _measure(likelihood, found, y))
-    finite = torch.isfinite(loss + margin + norm)
-    sums = torch.stack(
-        [torch.ones_like(loss), loss, loss.square(), margin, norm, norm.square()], dim=1
-    )
+    sums = torch.stack([torch.ones_like(loss), loss, loss * loss, margin, norm, norm * norm], dim=1)
+    total = sums.sum(1)
+    skipped = (total - total) != 0  # NaN, where the total is not finite
+    sums.masked_fill_(skipped[:, None], 0)
 
-    right = torch.where(finite, margin > 0, last)
-    before = last.clone()
-    before[1:] = torch.where(index[1:] == index[:-1], right[:-1], last[1:])
-    counts = torch.stack([~finite, right & finite, before & ~right], dim=1).to(wide)
-    change = right.to(wide) - before.to(wide)  # changes of one sample telescope to its last state
+    right = torch.where(skipped, last, margin > 0)
+    previous = torch.where(index[1:] == index[:-1], right[:-1], last[1:])
+    before = torch.cat([last[:1], previous])
+    counts = torch.stack([skipped, right > before, before > right], dim=1)
+    return torch.cat([sums, counts], dim=1)
 
-    return torch.cat([sums.where(finite[:, None], 0), counts, change[:, None]], dim=1)
+
+def were_right(rows: Float[Tensor, "B K"]) -> Bool[Tensor, " B"]:
+    """Whether the samples of these sums were right when they were last seen."""
+    return rows[:, LEARNED] > rows[:, FORGOTTEN]
 
 
 def added(tables: Sequence[Float[Tensor, "N K"]]) -> Float[Tensor, "N K"]:
     """Sum of tables of samples; one that ended right in several of them ended right once."""
     total = torch.stack(list(tables)).sum(0)
-    total[:, LAST_RIGHT].clamp_(0, 1)
+    right = (total[:, LEARNED] - total[:, FORGOTTEN]).clamp(0, 1)
+    total[:, LEARNED] = total[:, FORGOTTEN] + right
     return total

@@ -160,16 +160,16 @@ def test_the_losses_that_come_back_are_those_of_the_likelihood_and_train_the_net
     assert gradient.abs().max() > 0
 
 
-def test_half_precision_and_confident_outputs_are_summed_in_double(generator):
-    outputs = torch.tensor([[130.0, 0.0], [110.0, 0.0]]).bfloat16()
+def test_half_precision_and_confident_outputs_are_summed_in_double():
+    outputs = torch.tensor([[30.0, 0.0], [25.0, 0.0]]).bfloat16()  # in single both losses are 0
     trace = TrainingTrace(2, Categorical())
     for _ in range(3):
         trace.observe([0, 1], outputs, torch.tensor([0, 0]))
 
-    assert trace.aum().tolist() == [-130.0, -110.0]
-    losses = trace.mean_loss()
-    assert 0 <= losses[0] < losses[1] < 1e-40 or torch.equal(losses, torch.zeros(2).double())
-    assert trace.el2n()[0] < trace.el2n()[1]
+    assert trace.aum().tolist() == [-30.0, -25.0]
+    for score in (TrainingTrace.mean_loss, TrainingTrace.el2n):
+        confident, less = score(trace).tolist()
+        assert 0 < confident < less < 1e-9
 
 
 @pytest.mark.parametrize("likelihood", [Gaussian(0.5), Poisson(), Bernoulli(), Categorical()])
@@ -297,7 +297,7 @@ def test_states_of_other_data_are_refused():
     trace, _ = recorded(1)
     state = trace.state_dict()
 
-    with pytest.raises(ValueError, match="10 columns of 4 numbers"):
+    with pytest.raises(ValueError, match="9 columns of 4 numbers"):
         TrainingTrace(4, Categorical()).load_state_dict(state)
     for wrong in ({}, {**state, "more": state["seen"]}, {**state, "seen": torch.zeros(4)}):
         with pytest.raises(ValueError, match="no record of this data set"):
@@ -474,7 +474,7 @@ def test_recording_moves_no_random_state(random_state_is_kept):
 def test_a_trace_of_this_process_is_small():
     trace, _ = recorded(1)
 
-    assert sum(column.nbytes for column in trace.state_dict().values()) == 80 * N
+    assert sum(column.nbytes for column in trace.state_dict().values()) == 72 * N
 
 
 def test_a_loss_of_the_users_own_is_recorded():
