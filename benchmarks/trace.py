@@ -3,10 +3,11 @@
     python benchmarks/trace.py                    # 28 x 28 images, batches of 128, one thread
 
 The same training, step after step, once with losses by Categorical().loss and once with those by trace.record, in turn,
-so that both meet the same neighbors and the same caches. Time is processor time. Printed are medians over steps: of a
-whole step, of the call that makes the losses within it, and what the call takes longer as a share of a step, with the
-standard error of its median. Whole steps differ by more from each other than the trace costs, so the call tells. The
-images are random, and stand in memory: a loader would make the share smaller.
+so that both meet the same neighbors and the same caches. Time is processor time. Printed are the
+median of whole steps, the mean of the call that makes the losses within them (a mean, since the trace adds up what it
+has held back once in many steps), and what the call takes longer as a share of a step, with its standard error. Whole
+steps differ by more from each other than the trace costs, so the call tells. The images are random, and stand in
+memory: a loader would make the share smaller.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from afterfit.problem import Categorical
 
 NUM_CLASSES = 10
 WARM = 20  # steps that are not counted
+AVERAGES = (statistics.median, statistics.mean)  # of steps, of the calls within them
 
 
 class Seconds(NamedTuple):
@@ -36,11 +38,6 @@ def conv_net(width: int) -> nn.Module:
         nn.Conv2d(width, 2 * width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(2 * width * 49, 64), nn.ReLU(), nn.Linear(64, NUM_CLASSES),
     )  # fmt: skip
-
-
-def error_of_median(values: list[float]) -> float:
-    quarters = statistics.quantiles(values, n=4)
-    return 1.253 * (quarters[2] - quarters[0]) / 1.349 / len(values) ** 0.5
 
 
 def main() -> None:
@@ -85,11 +82,14 @@ def main() -> None:
 
     whole = statistics.median(s.step for s in without[WARM:])
     extra = [b.losses - a.losses for a, b in zip(without[WARM:], recorded[WARM:], strict=True)]
-    share, error = statistics.median(extra) / whole, error_of_median(extra) / whole
+    share = statistics.mean(extra) / whole
+    error = statistics.stdev(extra) / len(extra) ** 0.5 / whole
     parameters = sum(p.numel() for p in net.parameters())
     print(f"{parameters} parameters, batches of {chosen.batch}, {chosen.threads} thread(s)")
     for name, found in (("without", without[WARM:]), ("with", recorded[WARM:])):
-        steps, losses = (statistics.median(column) * 1e3 for column in zip(*found, strict=True))
+        steps, losses = (
+            average(c) * 1e3 for average, c in zip(AVERAGES, zip(*found, strict=True), strict=True)
+        )
         print(f"  {name:8} the trace: a step {steps:8.3f} ms, its losses {losses:7.3f} ms")
     print(f"  the trace takes {share:.2%} +- {error:.2%} of a step")
 

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +13,8 @@ from afterfit.influence.outcomes import has_outcomes
 from afterfit.influence.trace_file import read, write
 from afterfit.influence.visits import COLUMNS, added, precise, visits, were_right
 from afterfit.problem.likelihood import Likelihood
+
+_HELD_NUMBERS = 1 << 16  # outputs that are held back before they are added to the sums
 
 
 @final
@@ -58,6 +60,8 @@ class TrainingTrace:
         self.likelihood = likelihood
         self._table = torch.zeros(num_samples, len(COLUMNS), dtype=torch.float64)
         self._shared: Tensor | None = None  # what all processes have in common already
+        self._held: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._kind: list[Any] = []
         self._checked = False
 
     # Recording -----------------------------------------------------------------------------------
@@ -88,13 +92,26 @@ class TrainingTrace:
         """Write down a training batch, as :meth:`record` does, where the loss is made elsewhere."""
         index = torch.as_tensor(index)
         self._require_fitting(index, outputs, targets)
-        if not len(index):
-            return
+        batch = index.clone(), outputs.detach().clone(), targets.detach().clone()
+        kind = [(column.dtype, column.device, column.shape[1:]) for column in batch]
+        if kind != self._kind:
+            self._settled()
+        self._held.append(batch)
+        self._kind = kind
+        if sum(held.numel() for _, held, _ in self._held) >= _HELD_NUMBERS:
+            self._settled()
+
+    def _settled(self) -> Tensor:
+        """Sums with the visits that were held back: many at once take hardly longer than a few."""
+        held, self._held = self._held, []
+        if not held:
+            return self._table
+        index, outputs, targets = (torch.cat(column) for column in zip(*held, strict=True))
         table = self._on(outputs.device)
         index, order = index.to(outputs.device, non_blocking=True).long().sort(stable=True)
         last = were_right(table.index_select(0, index))
-        rows = visits(self.likelihood, index, outputs.detach()[order], targets[order], last)
-        table.index_add_(0, index, rows)
+        rows = visits(self.likelihood, index, outputs[order], targets[order], last)
+        return table.index_add_(0, index, rows)
 
     def _require_fitting(self, index: Tensor, outputs: Tensor, targets: Tensor) -> None:
         if index.ndim != 1 or not len(index) == len(outputs) == len(targets):
@@ -104,8 +121,16 @@ class TrainingTrace:
                 "position and one target for each row of the outputs"
             )
             raise ValueError(message)
-        if not len(index) or (self._checked and index.device.type != "cpu"):
-            return  # to look at values on another device would wait for it at every step
+        if not len(index):
+            return
+        # To look at values on another device would wait for it: there only the first batch is.
+        if not self._checked or index.device.type == "cpu":
+            self._require_positions(index)
+        if not self._checked or targets.device.type == "cpu":
+            self.likelihood.check(outputs.detach(), targets)
+        self._checked = True
+
+    def _require_positions(self, index: Tensor) -> None:
         low, high = (int(end) for end in index.aminmax())
         if low < 0 or high >= self.num_samples:
             message = (
@@ -113,9 +138,6 @@ class TrainingTrace:
                 "give TrainingTrace the length of the data set that with_positions wraps"
             )
             raise ValueError(message)
-        if not self._checked:
-            self.likelihood.check(outputs.detach(), targets)
-            self._checked = True
 
     def _on(self, device: torch.device) -> Tensor:
         self._table = self._table.to(device, precise(device))
@@ -208,7 +230,7 @@ class TrainingTrace:
         return self._variance("gradient_norm")
 
     def _column(self, name: str) -> Float[Tensor, " N"]:
-        return self._table[:, COLUMNS.index(name)].cpu().double()
+        return self._settled()[:, COLUMNS.index(name)].cpu().double()
 
     def _mean(self, name: str) -> Float[Tensor, " N"]:
         self._require_seen(1)
@@ -252,7 +274,7 @@ class TrainingTrace:
         """Only the samples at these positions, in the order given."""
         positions = torch.arange(self.num_samples)[index.cpu()]
         chosen = TrainingTrace(len(positions), self.likelihood)
-        chosen._table = self._table.cpu()[positions]
+        chosen._table = self._settled().cpu()[positions]
         return chosen
 
     @staticmethod
@@ -271,7 +293,7 @@ class TrainingTrace:
             message = f"the traces are {sorted(kinds)}, expected one or more of the same kind"
             raise ValueError(message)
         whole = TrainingTrace(traces[0].num_samples, traces[0].likelihood)
-        whole._table = added([trace._table.cpu() for trace in traces])
+        whole._table = added([trace._settled().cpu() for trace in traces])
         shared = [trace._shared.cpu() for trace in traces if trace._shared is not None]
         whole._shared = added(shared) if shared else None
         return whole
@@ -285,8 +307,9 @@ class TrainingTrace:
         """
         if not (distributed.is_available() and distributed.is_initialized()):
             return
-        shared = torch.zeros_like(self._table) if self._shared is None else self._shared
-        own = self._table - shared
+        table = self._settled()
+        shared = torch.zeros_like(table) if self._shared is None else self._shared
+        own = table - shared
         if "nccl" in distributed.get_backend():
             own = own.cuda()
         distributed.all_reduce(own)
@@ -295,7 +318,7 @@ class TrainingTrace:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that was recorded, a column of N numbers for each name."""
-        columns = self._table.double().cpu().unbind(1)
+        columns = self._settled().double().cpu().unbind(1)
         return {n: column.clone() for n, column in zip(COLUMNS, columns, strict=True)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -314,6 +337,7 @@ class TrainingTrace:
                 "numbers: it is no record of this data set"
             )
             raise ValueError(message)
+        self._held = []
         self._table = torch.stack([state[name].cpu().double() for name in COLUMNS], dim=1)
         self._shared = self._table.clone()
 

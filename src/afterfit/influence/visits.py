@@ -82,9 +82,13 @@ def visits(
     skipped = (total - total) != 0  # NaN, where the total is not finite
     sums.masked_fill_(skipped[:, None], 0)
 
-    right = torch.where(skipped, last, margin > 0)
+    # A visit that is skipped leaves its sample as the latest one that is not has left it.
+    place = torch.arange(len(index), device=index.device)
+    latest = torch.where(skipped, 0, place).cummax(0).values
+    right = torch.where(skipped, last, margin > 0)[latest].where(index[latest] == index, last)
     previous = torch.where(index[1:] == index[:-1], right[:-1], last[1:])
     before = torch.cat([last[:1], previous])
+
     counts = torch.stack([skipped, right > before, before > right], dim=1)
     return torch.cat([sums, counts], dim=1)
 

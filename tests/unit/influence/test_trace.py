@@ -448,6 +448,38 @@ def test_losses_that_are_not_finite_are_left_out_with_a_warning():
         assert trace.forgetting().tolist() == [0, 0, 0]
 
 
+def test_visits_without_a_finite_loss_change_nothing(generator):
+    with_them, without = (TrainingTrace(4, Categorical()) for _ in range(2))
+    for _ in range(10):
+        index = torch.randint(0, 4, (30,), generator=generator)
+        outputs = torch.randn(30, 3, generator=generator)
+        bad = torch.rand(30, generator=generator) < 0.4
+        without.observe(index[~bad], outputs[~bad], index[~bad] % 3)
+        with_them.observe(index, outputs.masked_fill(bad[:, None], torch.nan), index % 3)
+        with_them.seen  # noqa: B018 (asking adds up what was held back)
+
+    with pytest.warns(UserWarning, match="not finite"):
+        found = with_them.forgetting()
+    assert torch.equal(found, without.forgetting())
+    assert torch.equal(with_them.seen, without.seen)
+
+
+def test_visits_are_added_up_in_time_whatever_their_shapes(generator):
+    def squares(outputs: Tensor, y: Tensor) -> Tensor:
+        return (outputs - y).square().flatten(1).sum(1)
+
+    trace, expected = TrainingTrace(4, PerSample(squares)), torch.zeros(4, dtype=torch.float64)
+    for length in (3, 3, 2, 70_000, 3, 3):
+        outputs = torch.rand(4, length, generator=generator, dtype=torch.float64)
+        index = torch.randperm(4, generator=generator)
+        targets = torch.zeros_like(outputs)
+        trace.record(index, outputs, targets)
+        expected[index] += squares(outputs, targets) / 6
+        outputs.zero_(), targets.fill_(9), index.zero_()  # what was recorded is not touched
+
+    torch.testing.assert_close(trace.mean_loss(), expected, **SAME)
+
+
 def test_what_does_not_fit_is_refused():
     trace = TrainingTrace(3, Categorical())
     outputs, labels = torch.zeros(2, 2), torch.tensor([0, 1])
@@ -464,6 +496,10 @@ def test_what_does_not_fit_is_refused():
         TrainingTrace(0, Categorical())
     assert trace.seen.sum() == 0
     trace.observe([], outputs[:0], labels[:0])
+    trace.observe([0, 1], outputs, labels)
+    with pytest.raises(ValueError, match="labels range from -1 to 1"):
+        trace.observe([0, 1], outputs, torch.tensor([-1, 1]))
+    assert trace.seen.tolist() == [1, 1, 0]
 
 
 def test_recording_moves_no_random_state(random_state_is_kept):
