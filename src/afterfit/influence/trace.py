@@ -23,8 +23,8 @@ class TrainingTrace:
 
     Of each sample it keeps sums, never a table of epochs: of its loss, its margin, the norm of the
     gradient with respect to the outputs, their squares, and how often it went from right to wrong.
-    The sums stand on the device of the outputs, 72 bytes a sample (twice that once they were loaded
-    or shared), and nothing waits for them until a score is asked for. A sample that is drawn twice
+    They stand on the device of the outputs, 72 bytes a sample (twice that once they were loaded or
+    shared), and nothing waits for them until a score is asked for. A sample that is drawn twice
     counts twice; an augmented one counts as it was seen. Every score is large where the sample is
     suspicious.
 
