@@ -22,6 +22,7 @@ from afterfit.curvature.rules import RULES, VIEWS, Place
 from afterfit.problem._autodiff import differentiable_attention, over_samples
 from afterfit.problem.coordinates import Forward
 from afterfit.problem.data import Batch, Batches
+from afterfit.problem.mappable import Mappable
 from afterfit.problem.persample import has_leading_axis
 from afterfit.problem.problem import Problem, move
 from afterfit.typing import Inputs
@@ -157,6 +158,7 @@ class Trace:
     calls: tuple[Call, ...]
     activations: tuple[Tensor, ...]
     probes: tuple[Tensor, ...]
+    _columns: Mappable = field(default_factory=Mappable)
     _kept: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def entered(self, i: int) -> Tensor:
@@ -178,13 +180,14 @@ class Trace:
         small = sum(probe.numel() for probe in self.probes) <= _SMALL
         with differentiable_attention():
             if small and len(cotangents) > 1:
-                try:
-                    return self._pulled(cotangents, several=True)
-                except torch.cuda.OutOfMemoryError:
-                    raise
-                except RuntimeError:  # no rule to map it; an error of the network comes again below
-                    pass
-            each = [self._pulled(cotangent, several=False) for cotangent in cotangents]
+                return self._columns.either(
+                    lambda: self._pulled(cotangents, several=True),
+                    lambda: self._one_by_one(cotangents),
+                )
+            return self._one_by_one(cotangents)
+
+    def _one_by_one(self, cotangents: Tensor) -> tuple[Tensor, ...]:
+        each = [self._pulled(cotangent, several=False) for cotangent in cotangents]
         return tuple(torch.stack(parts, dim=1).movedim(1, 0) for parts in zip(*each, strict=True))
 
     def _pulled(self, cotangents: Tensor, several: bool) -> tuple[Tensor, ...]:
@@ -219,6 +222,8 @@ class Tracer:
     device: torch.device
     uncovered: Mapping[str, str]
     _shapes: dict[Any, Shapes] = field(default_factory=dict)
+    _samples: Mappable = field(default_factory=Mappable)
+    _columns: Mappable = field(default_factory=Mappable)
 
     @classmethod
     def of(cls, problem: Problem, data: Batches) -> "Tracer":
@@ -248,15 +253,19 @@ class Tracer:
         """Run a batch: positions within it and what was seen, at once or one sample at a time."""
         inputs, size = move(batch.inputs, self.device), len(batch.index)
         everything = torch.arange(size)
-        mapped = self._mapped(inputs, size) if has_leading_axis(inputs, size) else None
+        mapped = None
+        if has_leading_axis(inputs, size):
+            mapped = self._samples.attempt(lambda: self._mapped(inputs, size))
         if mapped is not None:
             yield everything, mapped
             return
         for i in everything.split(1):
             one = inputs if size == 1 else tree_map(lambda leaf, i=i: leaf[i], inputs)
-            yield i, self._alone(one)
+            alone = self._alone(one)
+            self._samples.worked_alone()
+            yield i, alone
 
-    def _mapped(self, inputs: Inputs, size: int) -> Trace | None:
+    def _mapped(self, inputs: Inputs, size: int) -> Trace:
         calls: list[Call] = []
 
         def one(sample: Inputs, probes: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -267,20 +276,16 @@ class Tracer:
 
         first = tree_map(lambda leaf: leaf[:1], inputs)
         probes = self._probes(first, size)
-        try:
-            outputs, activations = over_samples(one)(inputs, probes)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError:  # no rule to map it; an error of the network comes again alone
-            return None
-        return Trace(outputs, tuple(calls), tuple(a.detach() for a in activations), probes)
+        outputs, activations = over_samples(one)(inputs, probes)
+        seen = tuple(activation.detach() for activation in activations)
+        return Trace(outputs, tuple(calls), seen, probes, self._columns)
 
     def _alone(self, inputs: Inputs) -> Trace:
         probes = self._probes(inputs, 1)
         with torch.enable_grad():
             outputs, watch = self._run(inputs, tuple(probe[0] for probe in probes))
         activations = tuple(activation.detach()[None] for activation in watch.activations)
-        return Trace(outputs, tuple(watch.calls), activations, probes)
+        return Trace(outputs, tuple(watch.calls), activations, probes, self._columns)
 
     def _probes(self, first: Inputs, size: int) -> tuple[Tensor, ...]:
         """Zeros for the output of each call, with an axis of samples, that take no memory."""
