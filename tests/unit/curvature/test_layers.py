@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Generator
+from torch import Generator, Tensor, nn
 from torch.testing import assert_close
 
 from afterfit.curvature import (
@@ -160,3 +160,32 @@ def test_probes_do_not_depend_on_the_batch_size():
     ]
     assert_close(found[0], found[1], **EXACT)
     assert_close(found[0], found[2], **EXACT)
+
+
+class Looked(nn.Module):
+    """Tokens by a table with a row that is never trained, and that is read like all others."""
+
+    def __init__(self, padding: int) -> None:
+        nn.Module.__init__(self)
+        self.table, self.head = nn.Embedding(5, 3, padding_idx=padding), nn.Linear(3, 2)
+        with torch.no_grad():
+            self.table.weight[padding] = 0.7
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.table(tokens).mean(1))
+
+
+@pytest.mark.parametrize("padding", [0, 2, -1])
+def test_the_row_of_the_padding_has_no_curvature(padding: int):
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        problem = Problem.from_module(Looked(padding).double(), Categorical())
+    tokens = torch.arange(24).reshape(6, 4) % 5
+    data = Batches((tokens, torch.arange(6) % 2), 3)
+    found = diagonal(problem, data).entries
+    assert_close(found, truth.ggn(problem, data).diagonal(), **EXACT)
+    squares = truth.flat(squared_jacobian(problem, data))
+    assert_close(squares, truth.jacobian(problem, data).square().sum((0, 1)), **EXACT)
+    rows = found[:15].reshape(5, 3)
+    assert bool((rows[padding] == 0).all())
+    assert bool((rows.sum(1) > 0).sum() == 4)
