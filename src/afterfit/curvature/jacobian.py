@@ -12,7 +12,7 @@ from afterfit.problem._autodiff import batched_jacobians
 from afterfit.problem._autodiff import jacobian as jacobian_of
 from afterfit.problem.data import Batch, Batches
 from afterfit.problem.mappable import Mappable
-from afterfit.problem.persample import GIBIBYTE, has_leading_axis
+from afterfit.problem.persample import GIBIBYTE, flat_after, flatten_rows, has_leading_axis
 from afterfit.problem.problem import Problem, move
 from afterfit.typing import Inputs, Params
 
@@ -80,11 +80,11 @@ def _batch_jacobian(
 def _one_jacobian(problem: Problem, batch: Batch) -> Float[Tensor, "C P"]:
     inputs = move(batch.inputs, problem.device)
     parts = jacobian_of(lambda at: problem.forward(at, inputs)[0], problem.params)
-    return torch.cat([part.flatten(1) for part in parts.values()], dim=1)
+    return flatten_rows(parts)
 
 
 def _flat_rows(parts: Params) -> Float[Tensor, "B C P"]:
-    return torch.cat([part.flatten(2) for part in parts.values()], dim=2)
+    return torch.cat([flat_after(2, part) for part in parts.values()], dim=2)
 
 
 def jacobian(problem: Problem, data: Batches) -> Dense:

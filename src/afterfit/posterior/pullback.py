@@ -9,7 +9,7 @@ from torch import Tensor
 from afterfit.problem._autodiff import differentiable_attention, jvp
 from afterfit.problem.data import Batch, Batches
 from afterfit.problem.mappable import Mappable
-from afterfit.problem.persample import unflatten
+from afterfit.problem.persample import flat_after, unflatten
 from afterfit.problem.problem import Problem, move
 from afterfit.typing import Params
 
@@ -33,7 +33,7 @@ def pulled_back(
         pulled = cotangents(found.detach(), batch)
         for members in torch.arange(num).split(_MEMBERS_AT_ONCE):
             parts = _pull(found, tuple(leaves.values()), pulled[members], mappable)
-            total[members] += torch.cat([part.flatten(1) for part in parts], dim=1)
+            total[members] += torch.cat([flat_after(1, part) for part in parts], dim=1)
     return total
 
 

@@ -122,7 +122,12 @@ def _one_gradient(problem: Problem, batch: Batch) -> Float[Tensor, " P"]:
 
 def flatten_rows(parts: Params) -> Float[Tensor, "B P"]:
     """Join tensors with a common leading axis into one row for each of its entries."""
-    return torch.cat([part.flatten(1) for part in parts.values()], dim=1)
+    return torch.cat([flat_after(1, part) for part in parts.values()], dim=1)
+
+
+def flat_after(lead: int, part: Tensor) -> Tensor:
+    """Flatten all axes after the leading ones; of a parameter without axes there is one entry."""
+    return part.flatten(lead) if part.ndim > lead else part[..., None]
 
 
 def flatten(params: Params) -> Float[Tensor, " P"]:

@@ -139,7 +139,7 @@ def _units_of(value: Tensor, part: Part, size: int) -> Tensor:
 
 def _along(powers: Tensor, part: Part, view: Tensor) -> Tensor:
     if part.axis is None:
-        return powers
+        return powers.reshape(())  # one factor, of any tensor
     shape = [1] * view.ndim
     shape[part.axis] = -1
     return powers.repeat_interleave(part.repeat).view(shape)

@@ -1,5 +1,7 @@
 """Every way of using parameters: layer by layer it gives what whole Jacobians give."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Generator, Tensor, nn
@@ -10,6 +12,8 @@ from afterfit.curvature import (
     diagonal,
     estimate_ggn_trace,
     estimate_squared_jacobian_trace,
+    ggn,
+    jacobian,
     kfac,
     layer_jacobians,
     squared_jacobian,
@@ -17,9 +21,18 @@ from afterfit.curvature import (
 from afterfit.curvature.layers import Multiply
 from afterfit.curvature.tracing import Tracer
 from afterfit.linalg import Diagonal
-from afterfit.problem import Batches, Categorical, Problem, connectivity, linearize, restrict
+from afterfit.posterior import laplace, predict, randomize_then_optimize
+from afterfit.problem import (
+    Batches,
+    Categorical,
+    Problem,
+    connectivity,
+    gradients,
+    linearize,
+    restrict,
+)
 from tests import truth
-from tests.unit.curvature.zoo import NUM_SAMPLES, ZOO, build
+from tests.unit.curvature.zoo import NUM_SAMPLES, SCALARS, ZOO, build
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -189,3 +202,18 @@ def test_the_row_of_the_padding_has_no_curvature(padding: int):
     rows = found[:15].reshape(5, 3)
     assert bool((rows[padding] == 0).all())
     assert bool((rows.sum(1) > 0).sum() == 4)
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_parameters_without_axes_have_gradients_jacobians_and_posteriors(name: str):
+    problem, data = case(name)
+    rows = torch.cat([part for _, part in gradients(problem, data)])
+    assert_close(rows, truth.gradients(problem, data), **EXACT)
+    assert_close(jacobian(problem, data).matrix, truth.jacobian(problem, data).flatten(0, 1))
+    full = ggn(problem, data).to_dense()
+    assert_close(full, truth.ggn(problem, data), **EXACT)
+    for curvature in (diagonal, partial(kfac, others=diagonal)):
+        found = predict(laplace(connectivity(problem), data, 1.0, curvature), data)
+        assert bool((found.logit_variance > 0).all())
+    draws = randomize_then_optimize(problem, data, 2, Generator().manual_seed(0))
+    assert len(draws.members) == 2

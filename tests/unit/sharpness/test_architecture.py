@@ -363,3 +363,24 @@ def test_sensitivities_that_are_not_finite_are_refused():
     data = Batches((vectors(Generator().manual_seed(0)), torch.zeros(24)))
     with pytest.raises(ValueError, match="sensitivity to weight is NaN or infinite"):
         explore(Rooted(5, 3).double(), data)
+
+
+class Tempered(nn.Linear):
+    """Logits by a temperature that has no axes, as in CLIP."""
+
+    def __init__(self) -> None:
+        nn.Linear.__init__(self, 5, 3)
+        self.t = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.Linear.forward(self, x) * self.t
+
+
+def test_a_parameter_without_axes_is_scaled_as_a_whole():
+    data = Batches((vectors(Generator().manual_seed(0)), torch.zeros(24)))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        module = Tempered().double()
+    found = explore(module, data)
+    assert [one.symmetry.names for one in found.freedoms] == [{"weight", "bias", "t"}]
+    assert found.changed("layer", 1.0, Generator()).get_parameter("t").shape == ()
