@@ -6,7 +6,7 @@ call a probe of zeros is added, which comes in with an axis of samples: the deri
 gradient at that output, sample by sample. Networks that cannot be mapped run one sample at a time.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any, final
@@ -34,6 +34,9 @@ _SMALL = 2**19
 """Entries of the gradients at the outputs of layers up to which several columns go together."""
 
 Shapes = list[tuple[torch.Size, torch.dtype]]
+
+Probe = Callable[[int, Tensor], Tensor]
+"""What is added to the output of a call, from its position in the run and that output."""
 
 
 def _opened(function: Any) -> Any:
@@ -63,12 +66,12 @@ class Watch(TorchFunctionMode):
     """
 
     def __init__(
-        self, weights: Mapping[str, Tensor], names: Sequence[str], probes: Sequence[Tensor] | None
+        self, weights: Mapping[str, Tensor], names: Sequence[str], probe: Probe | None
     ) -> None:
         TorchFunctionMode.__init__(self)
         self._places: dict[int, Place] = {}
         self._alive: list[Tensor] = []
-        self._probes = probes
+        self._probe = probe
         self.calls: list[Call] = []
         self.activations: list[Tensor] = []
         self.shapes: Shapes = []
@@ -100,8 +103,9 @@ class Watch(TorchFunctionMode):
         if func in VIEWS and self._find(args[0]) is not None:
             return self._view(func, args, kwargs)
         out = func(*args, **kwargs)
-        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
-            return out  # a shape, a type, …
+        found = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        if not any(leaf.numel() for leaf in found):
+            return out  # a shape, a type, …; or an expert that no row asks
         described = RULES[func](self._find, *args, **kwargs) if func in RULES else None
         if described is None:
             self.uncovered.update({place.name: _name_of(func) for place in places})
@@ -130,9 +134,7 @@ class Watch(TorchFunctionMode):
         self.calls.append(call)
         self.activations.append(activation)
         self.shapes.append((out.shape, out.dtype))
-        if self._probes is None:
-            return out
-        return out + self._probes[len(self.calls) - 1]
+        return out if self._probe is None else out + self._probe(len(self.calls) - 1, out)
 
 
 def _name_of(func: Any) -> str:
@@ -270,7 +272,7 @@ class Tracer:
 
         def one(sample: Inputs, probes: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
             single = tree_map(lambda leaf: leaf[None], sample)
-            outputs, watch = self._run(single, probes)
+            outputs, watch = self._run(single, lambda i, _: probes[i])
             calls[:] = watch.calls
             return outputs[0], tuple(watch.activations)
 
@@ -281,11 +283,17 @@ class Tracer:
         return Trace(outputs, tuple(calls), seen, probes, self._columns)
 
     def _alone(self, inputs: Inputs) -> Trace:
-        probes = self._probes(inputs, 1)
+        """Run one sample, which may take calls that no other does: probes are made as it goes."""
+        probes: list[Tensor] = []
+
+        def probe(_: int, out: Tensor) -> Tensor:
+            probes.append(self._zeros(1, out.shape, out.dtype))
+            return probes[-1][0]
+
         with torch.enable_grad():
-            outputs, watch = self._run(inputs, tuple(probe[0] for probe in probes))
+            outputs, watch = self._run(inputs, probe)
         activations = tuple(activation.detach()[None] for activation in watch.activations)
-        return Trace(outputs, tuple(watch.calls), activations, probes, self._columns)
+        return Trace(outputs, tuple(watch.calls), activations, tuple(probes), self._columns)
 
     def _probes(self, first: Inputs, size: int) -> tuple[Tensor, ...]:
         """Zeros for the output of each call, with an axis of samples, that take no memory."""
@@ -293,15 +301,24 @@ class Tracer:
         if key not in self._shapes:
             with torch.no_grad():
                 self._shapes[key] = self._run(first, None)[1].shapes
-        return tuple(
-            torch.zeros((), dtype=dtype, device=self.device).expand(size, *shape).requires_grad_()
-            for shape, dtype in self._shapes[key]
-        )
+        return tuple(self._zeros(size, shape, dtype) for shape, dtype in self._shapes[key])
 
-    def _run(self, inputs: Inputs, probes: Sequence[Tensor] | None) -> tuple[Tensor, Watch]:
-        watch = Watch(self.weights, self.names, probes)
+    def _zeros(self, size: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        zero = torch.zeros((), dtype=dtype, device=self.device)
+        return zero.expand(size, *shape).requires_grad_()
+
+    def _run(self, inputs: Inputs, probe: Probe | None) -> tuple[Tensor, Watch]:
+        watch = Watch(self.weights, self.names, probe)
         with differentiable_attention(), watch:
             outputs = self.network(self.weights, inputs)
+        new = [name for name in watch.uncovered if name not in self.uncovered]
+        if new and probe is not None:
+            message = (
+                f"{new[0]} is used by {watch.uncovered[new[0]]} for some samples and not for the "
+                "first, expected a function that has a rule, or to see it at the first sample; put "
+                "one that uses it first, or leave it out with restrict(problem, ...)"
+            )
+            raise ValueError(message)
         return outputs, watch
 
 
