@@ -171,9 +171,10 @@ class _Trial:
         """Scale units apart where that preserves the function, and all together where that does."""
         kind = _kind_of(self.network, symmetry)
         apart, together = Freedom(kind, symmetry), Freedom("layer", symmetry)
-        if symmetry.size > 1 and self.holds(apart):
+        each = symmetry.size > 1 and self.holds(apart)
+        if each:
             yield apart
-        if self.holds(together):
+        if each or self.holds(together):  # equal factors are a case of factors
             yield together
 
 
