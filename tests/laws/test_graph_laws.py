@@ -213,7 +213,8 @@ def test_renaming_the_nodes_permutes_the_scores(name):
     place = order.argsort()  # old node → new node
     data.x, data.y = data.x[order], data.y[order]
     data.edge_index = place[data.edge_index]
-    data.train_mask, data.val_mask = data.train_mask[order], data.val_mask[order]
+    for name_of_mask in ("train_mask", "val_mask", "test_mask"):
+        data[name_of_mask] = data[name_of_mask][order]
     renamed = graph.graph_problem(make_network(name), data)
     found = graph.edge_influence(
         renamed, place[problem.edges.pairs], damping=DAMPING, inverse=graph.dual

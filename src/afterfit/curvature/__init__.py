@@ -13,6 +13,7 @@ from afterfit.curvature.layer_jacobians import (
     FactoredPart,
     LayerJacobian,
     RowsPart,
+    UnusedPart,
     layer_jacobians,
 )
 from afterfit.curvature.scale import g_prior_scale, grouped_scale, rank_one
@@ -26,6 +27,7 @@ __all__ = [
     "LayerJacobian",
     "NamedBlock",
     "RowsPart",
+    "UnusedPart",
     "diagonal",
     "ekfac",
     "empirical_fisher",

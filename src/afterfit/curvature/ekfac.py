@@ -15,7 +15,7 @@ from afterfit.curvature.kfac import (
     split_covered,
 )
 from afterfit.curvature.scale import rank_one, signs_of
-from afterfit.curvature.units import Unit
+from afterfit.curvature.units import Block, Unit
 from afterfit.linalg.structured import BlockDiagonal
 from afterfit.problem.data import Batches
 from afterfit.problem.problem import Problem
@@ -46,29 +46,31 @@ def ekfac(
     layered, rest = split_covered(problem, data, others)
     sums = factors(layered, data, sharing)
     scale = flat_scale(layered)
-    places = {u: u.positions(layered.num_params).to(problem.device) for u in sums.units}
+    places = {u.block: u.positions(layered.num_params).to(problem.device) for u in sums.units}
     exact = _exact_diagonal(layered, data)
-    bases: dict[Unit, tuple[Tensor, Tensor]] = {}
+    bases: dict[Block, tuple[Tensor, Tensor]] = {}
     for unit, left, right in zip(sums.units, sums.outputs, sums.inputs, strict=True):
-        rows, columns = rank_one(scale[places[unit]])
-        known = _is_product(scale[places[unit]], rows, columns)
-        part = exact[places[unit]] * (0 if known else 1)
+        where = places[unit.block]
+        rows, columns = rank_one(scale[where])
+        known = _is_product(scale[where], rows, columns)
+        part = exact[where] * (0 if known else 1)
         pairs = ((left, rows, part.sum(1)), (right, columns, part.sum(0)))
         outer, inner = (_eigenvectors(way[:, None] * f * way, of) for f, way, of in pairs)
-        bases[unit] = outer.to(problem.dtype), inner.to(problem.dtype)
+        bases[unit.block] = outer.to(problem.dtype), inner.to(problem.dtype)
     values = {
-        unit: torch.zeros(where.shape, dtype=torch.float64, device=problem.device)
-        for unit, where in places.items()
+        block: torch.zeros(where.shape, dtype=torch.float64, device=problem.device)
+        for block, where in places.items()
     }
     for trace, units, pulls in pulled_traces(layered, data, layered.likelihood.root):
         for pulled in pulls:
             for unit in units:
                 a, g = unit.inputs(trace), stacked(unit, trace, pulled)
-                factor = scale[places[unit]].abs() if _is_scaled(layered, unit) else None
-                values[unit] += second_moments(a, g, *bases[unit], factor)
+                at = unit.block
+                factor = scale[places[at]].abs() if _is_scaled(layered, unit) else None
+                values[at] += second_moments(a, g, *bases[at], factor)
     blocks: list[Placed] = [
-        (_block(unit, bases[unit], values[unit], scale[where]), where.flatten())
-        for unit, where in places.items()
+        (_block(u, bases[u.block], values[u.block], scale[where]), where.flatten())
+        for u, where in zip(sums.units, places.values(), strict=True)
     ]
     return assembled(problem, layered, [*blocks, *diagonal_blocks(layered, sums)], rest)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from afterfit.curvature.diagonal import add_squares, flat_scale, pulled_columns
 from afterfit.curvature.tracing import Trace, Tracer
-from afterfit.curvature.units import Unit, units_of
+from afterfit.curvature.units import Block, Unit, units_of
 from afterfit.problem.data import Batches
 from afterfit.problem.problem import Problem
 
@@ -55,22 +55,62 @@ class Factors:
 
 
 def factors(problem: Problem, data: Batches, sharing: Sharing) -> Factors:
-    """Run all samples forward once, backward C times, and sum the factors of every layer."""
+    """Run all samples forward once, backward C times, and sum the factors of every layer.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is used in one way for some samples and in another for others.
+    """
     total = torch.zeros(problem.num_params, dtype=torch.float64, device=problem.device)
-    left: dict[Unit, _Gram] = {}
-    right: dict[Unit, _Gram] = {}
+    left: dict[Block, _Gram] = {}
+    right: dict[Block, _Gram] = {}
+    known: dict[Block, Unit] = {}
+    apart: set[str] = set()
     for trace, units, pulls in pulled_traces(problem, data, problem.likelihood.root):
+        known = {unit.block: unit for unit in units} | known
+        apart |= _without_block(trace, units)
         for first, pulled in enumerate(pulls):
             for unit in units:
                 a, g = sharing(unit.inputs(trace), stacked(unit, trace, pulled))
-                left.setdefault(unit, _Gram()).add(g)
+                left.setdefault(unit.block, _Gram()).add(g)
                 if not first:
-                    right.setdefault(unit, _Gram()).add(a)
+                    right.setdefault(unit.block, _Gram()).add(a)
             add_squares(*loose(trace, units, pulled), total)
+    units = tuple(known[block] for block in left)
+    _require_one_block_each(units, apart)
     sums = tuple(gram.total() for gram in left.values())
-    means = tuple(right[unit].total() / right[unit].count for unit in left)
+    means = tuple(right[block].total() / max(right[block].count, 1) for block in left)
     squares = total.to(problem.dtype) * flat_scale(problem).square()
-    return Factors(tuple(left), sums, means, squares)
+    return Factors(units, sums, means, squares)
+
+
+def _without_block(trace: Trace, units: Sequence[Unit]) -> set[str]:
+    """Parameters that a run uses, and that are in none of its blocks."""
+    taken = {name for unit in units for name in unit.names}
+    return {slot.name for call in trace.calls for slot in call.slots} - taken
+
+
+def _require_one_block_each(units: Sequence[Unit], apart: set[str]) -> None:
+    """Refuse networks that use a parameter in one way for some samples and in another for others.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is in two blocks, or in one for some samples only.
+    """
+    pairs: dict[str, set[tuple[str, ...]]] = {}
+    for unit in units:
+        for name in unit.names:
+            pairs.setdefault(name, set()).add(unit.names)
+    torn = [name for name, found in pairs.items() if len(found) > 1 or name in apart]
+    if torn:
+        message = (
+            f"{torn[0]} is used with other parameters, or by other functions, for some samples "
+            "than for others, expected one way of use: there is no one Kronecker block; leave it "
+            "out with restrict(problem, ...), or take curvature=diagonal"
+        )
+        raise ValueError(message)
 
 
 @final

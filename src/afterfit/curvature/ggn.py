@@ -9,6 +9,7 @@ from afterfit.linalg.operator import Kind
 from afterfit.linalg.structured import FunctionOperator
 from afterfit.problem._autodiff import over_columns, sandwich
 from afterfit.problem.data import Batch, Batches
+from afterfit.problem.mappable import Mappable
 from afterfit.problem.persample import flatten, unflatten
 from afterfit.problem.problem import Problem, move
 from afterfit.typing import Params
@@ -60,13 +61,14 @@ def summed_over_batches(
     psd: bool,
 ) -> FunctionOperator:
     """Make an operator whose products add up those of all batches."""
+    mappable = Mappable()
 
     def function(columns: Tensor) -> Tensor:
         total = torch.zeros_like(columns)
         for batch in data:
             product = batch_product(batch)
             for chosen in torch.arange(columns.shape[1]).split(_COLUMNS_AT_ONCE):
-                total[:, chosen] += _mapped(product, columns[:, chosen])
+                total[:, chosen] += _over(product, columns[:, chosen], mappable)
         return total
 
     size = problem.num_params
@@ -75,12 +77,11 @@ def summed_over_batches(
     )
 
 
-def _mapped(product: Product, columns: Tensor) -> Tensor:
-    if columns.shape[1] > 1:
-        try:
-            return over_columns(product)(columns)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError:  # no rule to map it; an error of the network comes again below
-            pass
-    return torch.stack([product(column) for column in columns.mT], dim=1)
+def _over(product: Product, columns: Tensor, mappable: Mappable) -> Tensor:
+    def mapped() -> Tensor:
+        return over_columns(product)(columns)
+
+    def alone() -> Tensor:
+        return torch.stack([product(column) for column in columns.mT], dim=1)
+
+    return mappable.either(mapped, alone) if columns.shape[1] > 1 else alone()

@@ -11,7 +11,8 @@ from afterfit.linalg.structured import Dense
 from afterfit.problem._autodiff import batched_jacobians
 from afterfit.problem._autodiff import jacobian as jacobian_of
 from afterfit.problem.data import Batch, Batches
-from afterfit.problem.persample import GIBIBYTE, has_leading_axis
+from afterfit.problem.mappable import Mappable
+from afterfit.problem.persample import GIBIBYTE, flat_after, flatten_rows, has_leading_axis
 from afterfit.problem.problem import Problem, move
 from afterfit.typing import Inputs, Params
 
@@ -54,35 +55,36 @@ def jacobian_rows(
     """
     row_bytes = problem.num_params * torch.finfo(problem.dtype).bits // 8
     chunk = max(1, int(memory_budget // (3 * row_bytes * num_outputs(problem, data))))
+    mappable = Mappable()
     for index in torch.arange(data.num_samples).split(min(chunk, data.batch_size)):
-        yield index, _batch_jacobian(problem, data.fetch(index), data)
+        yield index, _batch_jacobian(problem, data.fetch(index), data, mappable)
 
 
-def _batch_jacobian(problem: Problem, batch: Batch, data: Batches) -> Float[Tensor, "B C P"]:
+def _batch_jacobian(
+    problem: Problem, batch: Batch, data: Batches, mappable: Mappable
+) -> Float[Tensor, "B C P"]:
     inputs = move(batch.inputs, problem.device)
 
     def one_output(params: Params, one: Inputs) -> Tensor:
         return problem.forward(params, tree_map(lambda leaf: leaf[None], one))[0]
 
-    if has_leading_axis(inputs, len(batch.index)):
-        try:
-            return _flat_rows(batched_jacobians(one_output, problem.params, (inputs,)))
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError:  # no rule to map it; an error of the network comes again below
-            pass
-    rows = [_one_jacobian(problem, data.fetch(i[None])) for i in batch.index]
-    return torch.stack(rows)
+    def mapped() -> Tensor:
+        return _flat_rows(batched_jacobians(one_output, problem.params, (inputs,)))
+
+    def alone() -> Tensor:
+        return torch.stack([_one_jacobian(problem, data.fetch(i[None])) for i in batch.index])
+
+    return mappable.either(mapped, alone) if has_leading_axis(inputs, len(batch.index)) else alone()
 
 
 def _one_jacobian(problem: Problem, batch: Batch) -> Float[Tensor, "C P"]:
     inputs = move(batch.inputs, problem.device)
     parts = jacobian_of(lambda at: problem.forward(at, inputs)[0], problem.params)
-    return torch.cat([part.flatten(1) for part in parts.values()], dim=1)
+    return flatten_rows(parts)
 
 
 def _flat_rows(parts: Params) -> Float[Tensor, "B C P"]:
-    return torch.cat([part.flatten(2) for part in parts.values()], dim=2)
+    return torch.cat([flat_after(2, part) for part in parts.values()], dim=2)
 
 
 def jacobian(problem: Problem, data: Batches) -> Dense:

@@ -68,8 +68,34 @@ class RowsPart:
 
 @final
 @dataclass(frozen=True)
+class UnusedPart:
+    """Parameters that some samples do not use, as those of an expert that is not asked.
+
+    Attributes
+    ----------
+    names, positions
+        The parameters, and the entries of the flat vector.
+    outputs
+        Of the network (B, C).
+    """
+
+    names: tuple[str, ...]
+    positions: Int[Tensor, " n"]
+    outputs: Float[Tensor, "B C"]
+
+    def rows(self) -> Float[Tensor, "B C n"]:
+        """Zeros."""
+        return self.outputs.new_zeros(*self.outputs.shape, len(self.positions))
+
+
+Parts = FactoredPart | RowsPart | UnusedPart
+"""Parts of a Jacobian."""
+
+
+@final
+@dataclass(frozen=True)
 class LayerJacobian:
-    """Outputs of some samples and their Jacobian, by the blocks of ``kfac`` in the same order.
+    """Outputs of some samples and their Jacobian, by the blocks of ``kfac`` that these samples use.
 
     Attributes
     ----------
@@ -83,13 +109,14 @@ class LayerJacobian:
 
     index: Int[Tensor, " B"]
     outputs: Float[Tensor, "B C"]
-    parts: tuple[FactoredPart | RowsPart, ...]
+    parts: tuple[Parts, ...]
 
 
 def layer_jacobians(problem: Problem, data: Batches) -> Iterator[LayerJacobian]:
     """Run all samples forward once and backward C times, and keep the factors of every layer.
 
-    Parameters that no known layer function uses come as rows.
+    Parameters that no known layer function uses come as rows, those that the samples do not use as
+    an `UnusedPart`.
     """
     uncovered = Tracer.of(problem, data).uncovered
     seen = [name for name in problem.params if name not in uncovered]
@@ -99,7 +126,7 @@ def layer_jacobians(problem: Problem, data: Batches) -> Iterator[LayerJacobian]:
     for batch in data:
         for chosen, trace in tracer.traces(batch):
             index = batch.index[chosen]
-            parts = [*_parts(layered, trace, blocks)]
+            parts: list[Parts] = [*_parts(layered, trace, blocks)]
             if uncovered:
                 parts.append(_rows_of(only(problem, uncovered), data.subset(index), places))
             parts.sort(key=lambda part: int(part.positions[0]))
@@ -126,7 +153,7 @@ class _Blocks:
         return self._within[where], self._scale[where]
 
 
-def _parts(problem: Problem, trace: Trace, blocks: _Blocks) -> Iterator[FactoredPart | RowsPart]:
+def _parts(problem: Problem, trace: Trace, blocks: _Blocks) -> Iterator[Parts]:
     pulls = list(pulled_columns(trace, unit_columns(trace.outputs.detach())))
     pulled = [_joined(part) for part in zip(*pulls, strict=True)]
     units = units_of(trace.calls)
@@ -135,6 +162,7 @@ def _parts(problem: Problem, trace: Trace, blocks: _Blocks) -> Iterator[Factored
         outputs = stacked(unit, trace, pulled).movedim(0, 1)
         yield FactoredPart(unit.names, positions, unit.inputs(trace), outputs, scale)
     taken = {name for unit in units for name in unit.names}
+    used = {slot.name for call in trace.calls for slot in call.slots}
     free = {name: where for name, where in places_of(problem).items() if name not in taken}
     rest, kept = loose(trace, units, pulled)
     found = [
@@ -142,17 +170,16 @@ def _parts(problem: Problem, trace: Trace, blocks: _Blocks) -> Iterator[Factored
         for c in range(len(pulled[0]))
     ]
     for name, where in free.items():
-        columns = [one[name] if name in one else _nothing(trace, where) for one in found]
         positions, scale = blocks.alone(where)
-        yield RowsPart((name,), positions, torch.stack(columns, dim=1) * scale)
+        if name in used:
+            columns = torch.stack([one[name] for one in found], dim=1)
+            yield RowsPart((name,), positions, columns * scale)
+        else:
+            yield UnusedPart((name,), positions, trace.outputs.detach())
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
-
-
-def _nothing(trace: Trace, where: Tensor) -> Float[Tensor, "B n"]:
-    return trace.outputs.new_zeros(len(trace.outputs), len(where))
 
 
 def _rows_of(problem: Problem, data: Batches, places: dict[str, Tensor]) -> RowsPart:

@@ -219,7 +219,7 @@ class Broadcast(Call):
         norms = pulled.new_zeros(pulled.shape[:2])
         for column, row in zip(pulled, norms, strict=True):
             for slot, rows in self.gradients(entered, column):
-                row += (rows.square() * slot.of(weights)).flatten(1).sum(1)
+                row += (rows.square() * slot.of(weights)).reshape(len(rows), -1).sum(1)
         return norms
 
 

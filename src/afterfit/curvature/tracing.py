@@ -6,7 +6,7 @@ call a probe of zeros is added, which comes in with an axis of samples: the deri
 gradient at that output, sample by sample. Networks that cannot be mapped run one sample at a time.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any, final
@@ -22,6 +22,7 @@ from afterfit.curvature.rules import RULES, VIEWS, Place
 from afterfit.problem._autodiff import differentiable_attention, over_samples
 from afterfit.problem.coordinates import Forward
 from afterfit.problem.data import Batch, Batches
+from afterfit.problem.mappable import Mappable
 from afterfit.problem.persample import has_leading_axis
 from afterfit.problem.problem import Problem, move
 from afterfit.typing import Inputs
@@ -33,6 +34,9 @@ _SMALL = 2**19
 """Entries of the gradients at the outputs of layers up to which several columns go together."""
 
 Shapes = list[tuple[torch.Size, torch.dtype]]
+
+Probe = Callable[[int, Tensor], Tensor]
+"""What is added to the output of a call, from its position in the run and that output."""
 
 
 def _opened(function: Any) -> Any:
@@ -62,12 +66,12 @@ class Watch(TorchFunctionMode):
     """
 
     def __init__(
-        self, weights: Mapping[str, Tensor], names: Sequence[str], probes: Sequence[Tensor] | None
+        self, weights: Mapping[str, Tensor], names: Sequence[str], probe: Probe | None
     ) -> None:
         TorchFunctionMode.__init__(self)
         self._places: dict[int, Place] = {}
         self._alive: list[Tensor] = []
-        self._probes = probes
+        self._probe = probe
         self.calls: list[Call] = []
         self.activations: list[Tensor] = []
         self.shapes: Shapes = []
@@ -99,8 +103,9 @@ class Watch(TorchFunctionMode):
         if func in VIEWS and self._find(args[0]) is not None:
             return self._view(func, args, kwargs)
         out = func(*args, **kwargs)
-        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
-            return out  # a shape, a type, …
+        found = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        if not any(leaf.numel() for leaf in found):
+            return out  # a shape, a type, …; or an expert that no row asks
         described = RULES[func](self._find, *args, **kwargs) if func in RULES else None
         if described is None:
             self.uncovered.update({place.name: _name_of(func) for place in places})
@@ -129,9 +134,7 @@ class Watch(TorchFunctionMode):
         self.calls.append(call)
         self.activations.append(activation)
         self.shapes.append((out.shape, out.dtype))
-        if self._probes is None:
-            return out
-        return out + self._probes[len(self.calls) - 1]
+        return out if self._probe is None else out + self._probe(len(self.calls) - 1, out)
 
 
 def _name_of(func: Any) -> str:
@@ -157,6 +160,7 @@ class Trace:
     calls: tuple[Call, ...]
     activations: tuple[Tensor, ...]
     probes: tuple[Tensor, ...]
+    _columns: Mappable = field(default_factory=Mappable)
     _kept: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def entered(self, i: int) -> Tensor:
@@ -178,13 +182,14 @@ class Trace:
         small = sum(probe.numel() for probe in self.probes) <= _SMALL
         with differentiable_attention():
             if small and len(cotangents) > 1:
-                try:
-                    return self._pulled(cotangents, several=True)
-                except torch.cuda.OutOfMemoryError:
-                    raise
-                except RuntimeError:  # no rule to map it; an error of the network comes again below
-                    pass
-            each = [self._pulled(cotangent, several=False) for cotangent in cotangents]
+                return self._columns.either(
+                    lambda: self._pulled(cotangents, several=True),
+                    lambda: self._one_by_one(cotangents),
+                )
+            return self._one_by_one(cotangents)
+
+    def _one_by_one(self, cotangents: Tensor) -> tuple[Tensor, ...]:
+        each = [self._pulled(cotangent, several=False) for cotangent in cotangents]
         return tuple(torch.stack(parts, dim=1).movedim(1, 0) for parts in zip(*each, strict=True))
 
     def _pulled(self, cotangents: Tensor, several: bool) -> tuple[Tensor, ...]:
@@ -219,6 +224,8 @@ class Tracer:
     device: torch.device
     uncovered: Mapping[str, str]
     _shapes: dict[Any, Shapes] = field(default_factory=dict)
+    _samples: Mappable = field(default_factory=Mappable)
+    _columns: Mappable = field(default_factory=Mappable)
 
     @classmethod
     def of(cls, problem: Problem, data: Batches) -> "Tracer":
@@ -248,39 +255,45 @@ class Tracer:
         """Run a batch: positions within it and what was seen, at once or one sample at a time."""
         inputs, size = move(batch.inputs, self.device), len(batch.index)
         everything = torch.arange(size)
-        mapped = self._mapped(inputs, size) if has_leading_axis(inputs, size) else None
+        mapped = None
+        if has_leading_axis(inputs, size):
+            mapped = self._samples.attempt(lambda: self._mapped(inputs, size))
         if mapped is not None:
             yield everything, mapped
             return
         for i in everything.split(1):
             one = inputs if size == 1 else tree_map(lambda leaf, i=i: leaf[i], inputs)
-            yield i, self._alone(one)
+            alone = self._alone(one)
+            self._samples.worked_alone()
+            yield i, alone
 
-    def _mapped(self, inputs: Inputs, size: int) -> Trace | None:
+    def _mapped(self, inputs: Inputs, size: int) -> Trace:
         calls: list[Call] = []
 
         def one(sample: Inputs, probes: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
             single = tree_map(lambda leaf: leaf[None], sample)
-            outputs, watch = self._run(single, probes)
+            outputs, watch = self._run(single, lambda i, _: probes[i])
             calls[:] = watch.calls
             return outputs[0], tuple(watch.activations)
 
         first = tree_map(lambda leaf: leaf[:1], inputs)
         probes = self._probes(first, size)
-        try:
-            outputs, activations = over_samples(one)(inputs, probes)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError:  # no rule to map it; an error of the network comes again alone
-            return None
-        return Trace(outputs, tuple(calls), tuple(a.detach() for a in activations), probes)
+        outputs, activations = over_samples(one)(inputs, probes)
+        seen = tuple(activation.detach() for activation in activations)
+        return Trace(outputs, tuple(calls), seen, probes, self._columns)
 
     def _alone(self, inputs: Inputs) -> Trace:
-        probes = self._probes(inputs, 1)
+        """Run one sample, which may take calls that no other does: probes are made as it goes."""
+        probes: list[Tensor] = []
+
+        def probe(_: int, out: Tensor) -> Tensor:
+            probes.append(self._zeros(1, out.shape, out.dtype))
+            return probes[-1][0]
+
         with torch.enable_grad():
-            outputs, watch = self._run(inputs, tuple(probe[0] for probe in probes))
+            outputs, watch = self._run(inputs, probe)
         activations = tuple(activation.detach()[None] for activation in watch.activations)
-        return Trace(outputs, tuple(watch.calls), activations, probes)
+        return Trace(outputs, tuple(watch.calls), activations, tuple(probes), self._columns)
 
     def _probes(self, first: Inputs, size: int) -> tuple[Tensor, ...]:
         """Zeros for the output of each call, with an axis of samples, that take no memory."""
@@ -288,15 +301,24 @@ class Tracer:
         if key not in self._shapes:
             with torch.no_grad():
                 self._shapes[key] = self._run(first, None)[1].shapes
-        return tuple(
-            torch.zeros((), dtype=dtype, device=self.device).expand(size, *shape).requires_grad_()
-            for shape, dtype in self._shapes[key]
-        )
+        return tuple(self._zeros(size, shape, dtype) for shape, dtype in self._shapes[key])
 
-    def _run(self, inputs: Inputs, probes: Sequence[Tensor] | None) -> tuple[Tensor, Watch]:
-        watch = Watch(self.weights, self.names, probes)
+    def _zeros(self, size: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        zero = torch.zeros((), dtype=dtype, device=self.device)
+        return zero.expand(size, *shape).requires_grad_()
+
+    def _run(self, inputs: Inputs, probe: Probe | None) -> tuple[Tensor, Watch]:
+        watch = Watch(self.weights, self.names, probe)
         with differentiable_attention(), watch:
             outputs = self.network(self.weights, inputs)
+        new = [name for name in watch.uncovered if name not in self.uncovered]
+        if new and probe is not None:
+            message = (
+                f"{new[0]} is used by {watch.uncovered[new[0]]} for some samples and not for the "
+                "first, expected a function that has a rule, or to see it at the first sample; put "
+                "one that uses it first, or leave it out with restrict(problem, ...)"
+            )
+            raise ValueError(message)
         return outputs, watch
 
 

@@ -12,6 +12,9 @@ from torch import Tensor
 from afterfit.curvature.layers import Call, Multiply, Slot
 from afterfit.curvature.tracing import Trace
 
+Block = tuple[Slot | None, Slot | None, int]
+"""Weight, bias and group."""
+
 
 @final
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class Unit:
     def names(self) -> tuple[str, ...]:
         """The parameters."""
         return tuple(slot.name for slot in (self.weight, self.bias) if slot is not None)
+
+    @property
+    def block(self) -> Block:
+        """What tells it from other units; samples may use one in other calls."""
+        return self.weight, self.bias, self.group
 
     def positions(self, num_params: int) -> Int[Tensor, "O I"]:
         """Entries of the flat vector that the block acts on, as (out, in)."""

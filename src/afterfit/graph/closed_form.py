@@ -108,7 +108,7 @@ class ClosedForm:
         while start < edits.num_edits:
             used = sizes[start - 1] if start else 0
             stop = max(start + 1, int(np.searchsorted(sizes, used + limit, side="right")))
-            edit, place = coordinates(csr_matrix(reached[start:stop]))
+            edit, place = (at.to(y.device) for at in coordinates(csr_matrix(reached[start:stop])))
             edit = edit + start
             if len(edit):
                 yield system.after(edits, moves, edit, place)

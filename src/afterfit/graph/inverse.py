@@ -18,7 +18,7 @@ from afterfit.graph.edges import EdgeList
 from afterfit.graph.linear import LinearNetwork
 from afterfit.graph.problem import GraphProblem
 from afterfit.problem._autodiff import differentiable_attention, jvp
-from afterfit.problem.persample import flatten, unflatten
+from afterfit.problem.persample import flat_after, flatten, unflatten
 from afterfit.typing import Params
 
 MAX_DUAL = 4_000
@@ -208,7 +208,7 @@ def root_rows(
                 is_grads_batched=True,
                 materialize_grads=True,
             )
-        rows.append(torch.cat([part.flatten(1) for part in parts], 1).double())
+        rows.append(torch.cat([flat_after(1, part) for part in parts], 1).double())
     return torch.cat(rows)
 
 

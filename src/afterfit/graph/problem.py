@@ -8,17 +8,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
+from afterfit.graph.accepted import (
+    require_rows_of_nodes,
+    require_two_inputs,
+    require_uncached,
+    require_whole_graph,
+)
 from afterfit.graph.edges import EdgeList, Symmetrize, union
 from afterfit.graph.linear import LinearNetwork, find_linear
+from afterfit.graph.masks import Mask, nodes_of, nodes_or_none, require_disjoint
 from afterfit.graph.reach import Reach, find_reach
 from afterfit.problem.likelihood import Categorical, Likelihood
 from afterfit.problem.problem import Problem
 from afterfit.typing import Params
-
-Mask = str | Tensor
-"""Nodes: the name of a mask in the data, a mask (V,), or positions (N,)."""
-
-_SAMPLED = ("n_id", "e_id", "input_id")
 
 
 @final
@@ -100,8 +102,10 @@ class GraphProblem:
         Raises
         ------
         ValueError
-            If its parameters have other names or shapes, or are not finite.
+            If its parameters have other names or shapes, or are not finite, its convolutions cache
+            their normalization, or its BatchNorm is in train mode.
         """
+        require_uncached(module)
         fresh = Problem.from_module(module, self.likelihood)
         if _shapes(fresh.params) != _shapes(self.problem.params):
             message = (
@@ -142,7 +146,8 @@ def graph_problem(
         A ``torch_geometric.data.Data``, or any object with ``x``, ``edge_index`` and ``y``.
         Duplicate edges are one edge; isolated nodes stay; self loops stay and are not scored.
     train, validation, test
-        Names of masks in the data, masks, or positions of nodes. A test mask may be missing.
+        Names of masks in the data, masks (booleans, or 0 and 1), or positions of nodes; tensors,
+        numpy arrays or lists. No node is in two of them. A test mask may be missing.
     symmetrize
         `union`: edges are undirected, whichever direction is given; `upper`: as the authors' code
         of RGE reads graphs; `directed`: each direction is an edge of its own.
@@ -152,24 +157,29 @@ def graph_problem(
     Raises
     ------
     ValueError
-        If convolutions cache their normalization, BatchNorm is in train mode, a mask has no nodes,
-        the graph was sampled, edges have weights or name unknown nodes, targets do not fit, or the
+        If convolutions cache their normalization, BatchNorm is in train mode, a mask has no nodes
+        or does not fit, two masks share a node, the graph was sampled, edges have weights or name
+        unknown nodes, features are not finite, targets or outputs do not fit the nodes, or the
         network couples all nodes.
     TypeError
-        If the data is not one whole graph.
+        If the data is not one whole graph, or the network does not take ``(x, edge_index)``.
 
     References
     ----------
     Song, Kim, Yang (2023), "RGE: A repulsive graph rectification for node classification via
     influence", ICML, PMLR 202:32331.
     """
-    _require_whole_graph(data)
-    _require_uncached(module)
+    require_whole_graph(data)
+    require_uncached(module)
+    require_two_inputs(module)
     problem = Problem.from_module(module, likelihood)
     x, y = data.x.detach(), data.y.detach()
     edges = symmetrize(data.edge_index.detach(), len(x))
-    nodes = [_nodes(data, mask, len(x)) for mask in (train, validation)]
+    nodes = [nodes_of(data, mask, len(x)) for mask in (train, validation)]
+    tested = nodes_or_none(data, test, len(x))
+    require_disjoint(train=nodes[0], validation=nodes[1], test=tested)
     found = problem.forward(problem.params, (x, edges.edge_index()))
+    require_rows_of_nodes(found, len(x))
     for index in nodes:
         problem.likelihood.check(found[index], y[index])
     return GraphProblem(
@@ -180,7 +190,7 @@ def graph_problem(
         y=y,
         train=nodes[0],
         validation=nodes[1],
-        test=_nodes_or_none(data, test, len(x)),
+        test=tested,
         reach=_reach(problem, x) if reach is None else reach,
         weighted=_weights_are_edges(module, problem, x, edges),
         linear=find_linear(module, problem, x, edges),
@@ -214,80 +224,5 @@ def _weights_are_edges(module: nn.Module, problem: Problem, x: Tensor, edges: Ed
     return scale > 0 and float((weighted - removed).abs().max()) <= 1e-3 * scale
 
 
-def _nodes(data: Any, mask: Mask, num_nodes: int) -> Int[Tensor, " N"]:
-    name = mask if isinstance(mask, str) else "the mask"
-    values = getattr(data, mask, None) if isinstance(mask, str) else mask
-    if values is None:
-        message = f"the data has no {name!r}, expected a mask; pass a mask or positions of nodes"
-        raise ValueError(message)
-    if values.ndim != 1:
-        message = (
-            f"{name} has shape {tuple(values.shape)}, expected ({num_nodes},): it holds several "
-            "splits, pass one of its columns"
-        )
-        raise ValueError(message)
-    if values.dtype == torch.bool and len(values) != num_nodes:
-        message = f"{name} has {len(values)} entries for {num_nodes} nodes, expected as many"
-        raise ValueError(message)
-    found = values.nonzero()[:, 0] if values.dtype == torch.bool else values.long()
-    if not len(found):
-        message = f"{name} holds no node, expected at least one"
-        raise ValueError(message)
-    if int(found.min()) < 0 or int(found.max()) >= num_nodes:
-        message = f"{name} names node {int(found.max())} of {num_nodes} nodes"
-        raise ValueError(message)
-    return found
-
-
-def _nodes_or_none(data: Any, mask: Mask, num_nodes: int) -> Int[Tensor, " N"]:
-    if isinstance(mask, str) and getattr(data, mask, None) is None:
-        return torch.zeros(0, dtype=torch.long)
-    return _nodes(data, mask, num_nodes)
-
-
 def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in params.items()}
-
-
-def _require_whole_graph(data: Any) -> None:
-    missing = [name for name in ("x", "edge_index", "y") if getattr(data, name, None) is None]
-    if missing:
-        message = (
-            f"the data is a {type(data).__name__} without {missing}, expected one whole graph such "
-            "as torch_geometric.data.Data; loaders that sample neighborhoods change degrees and "
-            "leave edges out, so that no score would be right"
-        )
-        raise TypeError(message)
-    sampled = [name for name in _SAMPLED if getattr(data, name, None) is not None]
-    if sampled:
-        message = (
-            f"the data has {sampled}: it is a sampled part of a graph, whose degrees are wrong and "
-            "whose edges are incomplete; pass the whole graph"
-        )
-        raise ValueError(message)
-    weight = getattr(data, "edge_weight", None)
-    if weight is not None and not bool((weight == 1).all()):
-        message = (
-            "the data has edge weights other than 1, expected an unweighted graph: removing an "
-            "edge is not defined apart from its weight; drop data.edge_weight if the network was "
-            "trained without it"
-        )
-        raise ValueError(message)
-
-
-def _require_uncached(module: nn.Module) -> None:
-    for name, part in module.named_modules():
-        if getattr(part, "cached", False):
-            message = (
-                f"{name or 'the module'} ({type(part).__name__}) has cached=True, expected False: "
-                "it would go on using the normalization of the graph that it saw first; build it "
-                "with cached=False and load the same state_dict"
-            )
-            raise ValueError(message)
-        if part.training and "BatchNorm" in type(part).__name__:
-            message = (
-                f"{name or 'the module'} ({type(part).__name__}) is in train mode, where its batch "
-                "statistics couple all nodes, expected evaluation mode: call module.eval() first, "
-                "so that the stored statistics are what is analyzed"
-            )
-            raise ValueError(message)

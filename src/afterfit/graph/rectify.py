@@ -18,6 +18,7 @@ from afterfit.graph.influence import prepare
 from afterfit.graph.inverse import Inverse, smaller
 from afterfit.graph.method import EdgeMethod
 from afterfit.graph.problem import GraphProblem
+from afterfit.graph.retrained import retrained
 from afterfit.graph.rules import Repulsive, Round, Rule, TopShare, published_patience
 from afterfit.graph.target import validation_loss
 from afterfit.typing import Params
@@ -175,7 +176,13 @@ def rectify(
     ------
     ValueError
         If ``held_out`` leaves no node to choose edges by, or `best_held_out` has none to choose a
-        round by.
+        round by, or ``train`` returns a network of another architecture, one that caches a graph,
+        or the parameters that it was given.
+
+    Warns
+    -----
+    RuntimeWarning
+        If the network that ``train`` returns has forgotten most of what the one before had learned.
     """
     choosing, held = _split(problem, held_out, seed)
     if keep is best_held_out and not len(held):
@@ -197,7 +204,7 @@ def rectify(
         removed = now.edges.pairs[found]
         graph = now.edges.without(found)
         module = train(graph.edge_index(), now.problem.params)
-        now = now.with_edges(graph).with_module(module)
+        now = retrained(now, graph, module)
         before = history[-1].validation_loss
         history.append(_record(now, held, len(history), removed, predicted, before))
         stages.append(now)

@@ -26,7 +26,8 @@ def jaccard(x: Float[Tensor, "V F"], pairs: Int[Tensor, "E 2"]) -> Float[Tensor,
     Raises
     ------
     ValueError
-        If no feature is ever 0, so that all nodes are the same.
+        If no feature is ever 0, so that all nodes are the same, or no feature is that of two nodes,
+        so that all are different.
 
     References
     ----------
@@ -39,6 +40,7 @@ def jaccard(x: Float[Tensor, "V F"], pairs: Int[Tensor, "E 2"]) -> Float[Tensor,
             "a Jaccard similarity of 1; use cosine"
         )
         raise ValueError(message)
+    _require_shared(x)
 
     def alike(one: Tensor, other: Tensor) -> Tensor:
         one, other = one != 0, other != 0
@@ -48,7 +50,14 @@ def jaccard(x: Float[Tensor, "V F"], pairs: Int[Tensor, "E 2"]) -> Float[Tensor,
 
 
 def cosine(x: Float[Tensor, "V F"], pairs: Int[Tensor, "E 2"]) -> Float[Tensor, " E"]:
-    """Cosine of the angle between the features of two nodes; 0 where one has none."""
+    """Cosine of the angle between the features of two nodes; 0 where one has none.
+
+    Raises
+    ------
+    ValueError
+        If no feature is that of two nodes, so that all are different.
+    """
+    _require_shared(x)
 
     def alike(one: Tensor, other: Tensor) -> Tensor:
         one, other = one.double(), other.double()
@@ -56,6 +65,16 @@ def cosine(x: Float[Tensor, "V F"], pairs: Int[Tensor, "E 2"]) -> Float[Tensor, 
         return torch.where(sizes > 0, (one * other).sum(1) / sizes, 0.0)
 
     return _by_pair(alike, x, pairs)
+
+
+def _require_shared(x: Float[Tensor, "V F"]) -> None:
+    if len(x) > 1 and not bool(((x != 0).sum(0) > 1).any()):
+        message = (
+            "no feature is that of two nodes (they number the nodes, as identity features do), "
+            "expected features that some nodes share: every pair would have similarity 0, and "
+            "every edge would go; use a rule of influence, or features that say what nodes are"
+        )
+        raise ValueError(message)
 
 
 def _by_pair(

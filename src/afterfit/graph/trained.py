@@ -7,7 +7,8 @@ from typing import Any, final
 from torch import nn
 
 from afterfit.graph.edges import Symmetrize, union
-from afterfit.graph.problem import GraphProblem, Mask, graph_problem
+from afterfit.graph.masks import Mask
+from afterfit.graph.problem import GraphProblem, graph_problem
 from afterfit.graph.rectify import Train
 from afterfit.problem.likelihood import Categorical, Likelihood
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from afterfit.curvature import FactoredPart, RowsPart, layer_jacobians
+from afterfit.curvature import FactoredPart, RowsPart, UnusedPart, layer_jacobians
 from afterfit.posterior.basis import Weightings, grams
 from afterfit.problem.data import Batches
 from afterfit.problem.problem import Problem
@@ -176,15 +177,50 @@ class BlockBasis:
     def covariances(
         self, problem: Problem, data: Batches, several: Weightings, memory_budget: int
     ) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "A B C C"]]]:
-        starts = {int(where[0]): i for i, where in enumerate(self.positions)}
         each = [(part, several.prior[w], own) for part, w, own in self._each(several.weights)]
         for seen in layer_jacobians(problem, _in_small_batches(problem, data, memory_budget)):
             size = seen.outputs.shape[1]
             total = seen.outputs.new_zeros(len(several.weights), len(seen.index), size, size)
             for found in seen.parts:
-                part, prior, own = each[starts[int(found.positions[0])]]
-                total += part.covariances(found, prior, own, memory_budget // 4)
+                if not isinstance(found, UnusedPart):
+                    for i, own_part in self._matched(found):
+                        part, prior, own = each[i]
+                        total += part.covariances(own_part, prior, own, memory_budget // 4)
             yield seen.index, total
+
+    @cached_property
+    def _starts(self) -> dict[int, int]:
+        return {int(where[0]): i for i, where in enumerate(self.positions)}
+
+    def _matched(self, found: FactoredPart | RowsPart) -> Iterator[tuple[int, Any]]:
+        """Blocks that a part of a Jacobian belongs to, and what of it is theirs.
+
+        A layer that no sample of the training data used has no Kronecker block: its parameters are
+        alone, and take rows.
+        """
+        at = self._starts.get(int(found.positions[0]), -1)
+        alike = isinstance(self.parts[at], LayerPart) == isinstance(found, FactoredPart)
+        if at >= 0 and alike and len(self.positions[at]) == len(found.positions):
+            yield at, found
+            return
+        order = found.positions.argsort()
+        sorted_positions, rows = found.positions[order], found.rows()
+        within = [
+            i
+            for i, (part, where) in enumerate(zip(self.parts, self.positions, strict=True))
+            if isinstance(part, LoosePart) and bool(torch.isin(where, found.positions).all())
+        ]
+        if sum(len(self.positions[i]) for i in within) != len(found.positions):
+            message = (
+                f"{found.names} are used with other parameters, or by other functions, than in the "
+                "data of the posterior, expected one way of use; leave them out with "
+                "restrict(problem, ...), or take curvature=diagonal"
+            )
+            raise ValueError(message)
+        for i in within:
+            where = self.positions[i]
+            columns = order[torch.searchsorted(sorted_positions, where)]
+            yield i, RowsPart(self.parts[i].names, where, rows[..., columns])
 
 
 def _in_small_batches(problem: Problem, data: Batches, memory_budget: int) -> Batches:
@@ -195,7 +231,9 @@ def _in_small_batches(problem: Problem, data: Batches, memory_budget: int) -> Ba
     return Batches(data, max(1, min(rows, data.batch_size)))
 
 
-def _entries(part: FactoredPart | RowsPart) -> int:
+def _entries(part: FactoredPart | RowsPart | UnusedPart) -> int:
+    if isinstance(part, UnusedPart):
+        return part.outputs.numel()
     if isinstance(part, RowsPart):
         return part.values.numel()
     return part.inputs.numel() + part.outputs.numel()

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from math import prod
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from afterfit.curvature import FactoredPart, RowsPart, jacobian_rows, layer_jacobians
+from afterfit.curvature import FactoredPart, RowsPart, UnusedPart, jacobian_rows, layer_jacobians
 from afterfit.curvature.diagonal import flat_scale
 from afterfit.problem.data import Batches
 from afterfit.problem.problem import Problem
@@ -30,37 +31,47 @@ def projected_jacobians(
             yield index, (rows * prior) @ vectors
         return
     (first,) = layer_jacobians(problem, data.subset(torch.arange(1)))
-    own = [_whitened(part, flat_scale(problem), prior, vectors) for part in first.parts]
+    own = _Whitened(flat_scale(problem), prior, vectors)
     size = _entries_of_a_sample(first.parts, first.outputs.shape[1], vectors.shape[1])
     rows = max(1, memory_budget // (size * vectors.element_size()))
     for seen in layer_jacobians(problem, Batches(data, min(rows, data.batch_size))):
         shape = (*seen.outputs.shape, vectors.shape[1])
         total = vectors.new_zeros(shape)
-        for part, columns in zip(seen.parts, own, strict=True):
-            total += _project(part, columns)
+        for part in seen.parts:
+            if not isinstance(part, UnusedPart):
+                total += _project(part, own.of(part))
         yield seen.index, total
 
 
-def _whitened(
-    part: FactoredPart | RowsPart, scale: Tensor, prior: Tensor, vectors: Float[Tensor, "P R"]
-) -> Float[Tensor, "n R"]:
-    """Directions in the coordinates in which the parts of a Jacobian come."""
-    factor = prior * scale if isinstance(part, FactoredPart) else prior
-    own = vectors[part.positions]
-    return own.mul_(factor[part.positions, None])
+@final
+class _Whitened:
+    """Directions in the coordinates in which the parts of a Jacobian come, each made once."""
+
+    def __init__(self, scale: Tensor, prior: Tensor, vectors: Float[Tensor, "P R"]) -> None:
+        self._scale, self._prior, self._vectors = scale, prior, vectors
+        self._found: dict[tuple[tuple[str, ...], int, bool], Tensor] = {}
+
+    def of(self, part: FactoredPart | RowsPart) -> Float[Tensor, "n R"]:
+        """Directions of one part."""
+        factored = isinstance(part, FactoredPart)
+        key = part.names, int(part.positions[0]), factored
+        if key not in self._found:
+            factor = self._prior * self._scale if factored else self._prior
+            own = self._vectors[part.positions]
+            self._found[key] = own.mul_(factor[part.positions, None])
+        return self._found[key]
 
 
 def _entries_of_a_sample(
-    parts: Sequence[FactoredPart | RowsPart], num_outputs: int, num_directions: int
+    parts: Sequence[FactoredPart | RowsPart | UnusedPart], num_outputs: int, num_directions: int
 ) -> int:
     """Numbers that are held for one sample: factors, sums over inputs, and the product."""
-    factors = sum(
-        part.values.numel()
-        if isinstance(part, RowsPart)
-        else part.inputs.numel() + part.outputs.numel() + num_outputs * prod(part.scale.shape)
-        for part in parts
+    layers = [part for part in parts if isinstance(part, FactoredPart)]
+    factors = sum(part.values.numel() for part in parts if isinstance(part, RowsPart)) + sum(
+        part.inputs.numel() + part.outputs.numel() + num_outputs * prod(part.scale.shape)
+        for part in layers
     )
-    widest = max(0 if isinstance(p, RowsPart) else p.scale.shape[0] for p in parts)
+    widest = max((part.scale.shape[0] for part in layers), default=0)
     return 3 * factors + 3 * (widest + num_outputs) * num_directions
 
 

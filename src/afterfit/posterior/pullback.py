@@ -8,7 +8,8 @@ from torch import Tensor
 
 from afterfit.problem._autodiff import differentiable_attention, jvp
 from afterfit.problem.data import Batch, Batches
-from afterfit.problem.persample import unflatten
+from afterfit.problem.mappable import Mappable
+from afterfit.problem.persample import flat_after, unflatten
 from afterfit.problem.problem import Problem, move
 from afterfit.typing import Params
 
@@ -25,30 +26,35 @@ def pulled_back(
     leaves = {name: p.clone().requires_grad_() for name, p in problem.params.items()}
     first = next(iter(problem.params.values()))
     total = first.new_zeros(num, problem.num_params)
+    mappable = Mappable()
     for batch in data:
         with differentiable_attention(), torch.enable_grad():
             found = problem.forward(leaves, move(batch.inputs, problem.device))
         pulled = cotangents(found.detach(), batch)
         for members in torch.arange(num).split(_MEMBERS_AT_ONCE):
-            parts = _pull(found, tuple(leaves.values()), pulled[members])
-            total[members] += torch.cat([part.flatten(1) for part in parts], dim=1)
+            parts = _pull(found, tuple(leaves.values()), pulled[members], mappable)
+            total[members] += torch.cat([flat_after(1, part) for part in parts], dim=1)
     return total
 
 
 def _pull(
-    found: Float[Tensor, "B C"], leaves: tuple[Tensor, ...], cotangents: Float[Tensor, "M B C"]
+    found: Float[Tensor, "B C"],
+    leaves: tuple[Tensor, ...],
+    cotangents: Float[Tensor, "M B C"],
+    mappable: Mappable,
 ) -> tuple[Tensor, ...]:
     """Gradients along several cotangents, together where the network can be mapped."""
     settings = {"retain_graph": True, "materialize_grads": True}
-    with differentiable_attention():
-        try:
-            return torch.autograd.grad(found, leaves, cotangents, is_grads_batched=True, **settings)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError:  # no rule to map it; an error of the network comes again below
-            pass
+
+    def mapped() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(found, leaves, cotangents, is_grads_batched=True, **settings)
+
+    def alone() -> tuple[Tensor, ...]:
         rows = [torch.autograd.grad(found, leaves, one, **settings) for one in cotangents]
-    return tuple(torch.stack(part) for part in zip(*rows, strict=True))
+        return tuple(torch.stack(part) for part in zip(*rows, strict=True))
+
+    with differentiable_attention():
+        return mappable.either(mapped, alone)
 
 
 Rows = Callable[[Float[Tensor, "B C"], Float[Tensor, "B C"]], Float[Tensor, "B R"]]

@@ -43,7 +43,24 @@ class Pushed:
 
 @singledispatch
 def target_variance(likelihood: Any, mean: Float[Tensor, "*S C"]) -> Float[Tensor, "*S C"]:  # noqa: ARG001
-    """Variance of the target where its mean is known: ``p (1 - p)`` for classes and switches."""
+    """Variance of the target where its mean is known: ``p (1 - p)`` for classes and switches.
+
+    Raises
+    ------
+    TypeError
+        If it is not known for the likelihood; register it for one of your own.
+    """
+    message = (
+        f"the variance of a target is not known for {type(likelihood).__name__}, expected "
+        "Categorical, Bernoulli, Gaussian or Poisson; register one with "
+        "afterfit.posterior.target.target_variance.register"
+    )
+    raise TypeError(message)
+
+
+@target_variance.register(Categorical)
+@target_variance.register(Bernoulli)
+def _(likelihood: Any, mean: Float[Tensor, "*S C"]) -> Float[Tensor, "*S C"]:  # noqa: ARG001
     return mean * (1 - mean)
 
 

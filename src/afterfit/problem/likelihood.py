@@ -37,7 +37,7 @@ class Likelihood(Protocol):
         ...
 
     def sample(self, outputs: Tensor, generator: Generator) -> Tensor:
-        """Draw targets from the model."""
+        """Draw targets from the model; the generator may be on another device than the outputs."""
         ...
 
     def null_outputs(self, y: Tensor) -> Tensor:
@@ -100,7 +100,8 @@ class Categorical:
         return torch.diag_embed(p.sqrt()) - p[:, :, None] * p.sqrt()[:, None, :]
 
     def sample(self, outputs: Float[Tensor, "B C"], generator: Generator) -> Shaped[Tensor, " B"]:
-        return torch.multinomial(outputs.softmax(-1), 1, generator=generator)[:, 0]
+        p = outputs.softmax(-1).to(generator.device)
+        return torch.multinomial(p, 1, generator=generator)[:, 0].to(outputs.device)
 
     def null_outputs(self, y: Shaped[Tensor, " N"]) -> Float[Tensor, "N C"]:
         counts = torch.bincount(y.long()).to(torch.get_default_dtype())
@@ -109,12 +110,9 @@ class Categorical:
     def check(self, outputs: Tensor, y: Tensor) -> None:
         _require_flat("Categorical", outputs)
         if y.shape != outputs.shape[:1]:
-            raise _say_shape(
-                self,
-                y,
-                f"({len(outputs)},)",
-                "it takes class indices; for one-hot targets use y.argmax(-1)",
-            )
+            column = y.shape == (len(outputs), 1)
+            hint = "use y[:, 0]" if column else "for one-hot targets use y.argmax(-1)"
+            raise _say_shape(self, y, f"({len(outputs)},)", f"it takes class indices; {hint}")
         if y.is_floating_point() and not bool((y == y.round()).all()):
             message = f"Categorical: y has dtype {y.dtype}, expected integer class indices"
             raise ValueError(message)
@@ -155,7 +153,8 @@ class Bernoulli:
         return torch.diag_embed((p * (1 - p)).sqrt())
 
     def sample(self, outputs: Float[Tensor, "B C"], generator: Generator) -> Float[Tensor, "B C"]:
-        return torch.bernoulli(outputs.sigmoid(), generator=generator)
+        p = outputs.sigmoid().to(generator.device)
+        return torch.bernoulli(p, generator=generator).to(outputs.device)
 
     def null_outputs(self, y: Shaped[Tensor, "N *C"]) -> Float[Tensor, "N C"]:
         return torch.logit(_as_rows(y).mean(0), eps=1e-6).expand(len(y), -1)
@@ -207,8 +206,8 @@ class Gaussian:
         return torch.diag_embed(torch.ones_like(outputs) / self.sigma)
 
     def sample(self, outputs: Float[Tensor, "B C"], generator: Generator) -> Float[Tensor, "B C"]:
-        noise = torch.empty_like(outputs).normal_(generator=generator)
-        return outputs + self.sigma * noise
+        noise = torch.empty(outputs.shape, dtype=outputs.dtype, device=generator.device)
+        return outputs + self.sigma * noise.normal_(generator=generator).to(outputs.device)
 
     def null_outputs(self, y: Shaped[Tensor, "N *C"]) -> Float[Tensor, "N C"]:
         return _as_rows(y).mean(0).expand(len(y), -1)
@@ -244,7 +243,8 @@ class Poisson:
         return torch.diag_embed((0.5 * outputs).exp())
 
     def sample(self, outputs: Float[Tensor, "B C"], generator: Generator) -> Float[Tensor, "B C"]:
-        return torch.poisson(outputs.exp(), generator=generator)
+        rate = outputs.exp().to(generator.device)
+        return torch.poisson(rate, generator=generator).to(outputs.device)
 
     def null_outputs(self, y: Shaped[Tensor, "N *C"]) -> Float[Tensor, "N C"]:
         return _as_rows(y).mean(0).clamp_min(1e-6).log().expand(len(y), -1)

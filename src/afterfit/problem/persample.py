@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from afterfit.problem._autodiff import batched_gradients, differentiable_attention, gradient
 from afterfit.problem.data import Batch, Batches
+from afterfit.problem.mappable import Mappable
 from afterfit.problem.problem import Problem, move
 from afterfit.typing import Inputs, Params
 
@@ -76,14 +77,23 @@ def gradients(
     ----------
     memory_budget
         Bytes that one chunk of gradients may take.
+
+    Warns
+    -----
+    RuntimeWarning
+        If a network works one sample at a time and fails when it is mapped, for a reason other than
+        that torch cannot map an operation.
     """
     row_bytes = problem.num_params * torch.finfo(problem.dtype).bits // 8
     chunk = max(1, int(memory_budget // (4 * row_bytes)))
+    mappable = Mappable()
     for index in torch.arange(data.num_samples).split(min(chunk, data.batch_size)):
-        yield index, _batch_gradients(problem, data.fetch(index), data)
+        yield index, _batch_gradients(problem, data.fetch(index), data, mappable)
 
 
-def _batch_gradients(problem: Problem, batch: Batch, data: Batches) -> Float[Tensor, "B P"]:
+def _batch_gradients(
+    problem: Problem, batch: Batch, data: Batches, mappable: Mappable
+) -> Float[Tensor, "B P"]:
     inputs, targets = move(batch.inputs, problem.device), batch.targets.to(problem.device)
     problem.likelihood.check(problem.forward(problem.params, inputs), targets)
 
@@ -91,15 +101,13 @@ def _batch_gradients(problem: Problem, batch: Batch, data: Batches) -> Float[Ten
         single = tree_map(lambda leaf: leaf[None], one)
         return problem.likelihood.loss(problem.forward(params, single), y[None]).sum()
 
-    if has_leading_axis(inputs, len(targets)):
-        try:
-            return flatten_rows(batched_gradients(loss, problem.params, (inputs, targets)))
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError:  # no rule to map it; an error of the network comes again below
-            pass
-    rows = [_one_gradient(problem, data.fetch(i[None])) for i in batch.index]
-    return torch.stack(rows)
+    def mapped() -> Tensor:
+        return flatten_rows(batched_gradients(loss, problem.params, (inputs, targets)))
+
+    def alone() -> Tensor:
+        return torch.stack([_one_gradient(problem, data.fetch(i[None])) for i in batch.index])
+
+    return mappable.either(mapped, alone) if has_leading_axis(inputs, len(targets)) else alone()
 
 
 def has_leading_axis(inputs: Inputs, size: int) -> bool:
@@ -114,7 +122,12 @@ def _one_gradient(problem: Problem, batch: Batch) -> Float[Tensor, " P"]:
 
 def flatten_rows(parts: Params) -> Float[Tensor, "B P"]:
     """Join tensors with a common leading axis into one row for each of its entries."""
-    return torch.cat([part.flatten(1) for part in parts.values()], dim=1)
+    return torch.cat([flat_after(1, part) for part in parts.values()], dim=1)
+
+
+def flat_after(lead: int, part: Tensor) -> Tensor:
+    """Flatten all axes after the leading ones; of a parameter without axes there is one entry."""
+    return part.flatten(lead) if part.ndim > lead else part[..., None]
 
 
 def flatten(params: Params) -> Float[Tensor, " P"]:

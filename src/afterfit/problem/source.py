@@ -86,8 +86,13 @@ class ItemSource:
 
 
 def require_batched_map_style(loader: DataLoader[Any]) -> None:
-    """Refuse loaders that cannot be read by position or that do not make batches."""
-    """Refuse a loader whose samples cannot be read by position, or that makes no batches."""
+    """Refuse a loader whose samples cannot be read by position, or that makes no batches.
+
+    Raises
+    ------
+    ValueError
+        If it reads an iterable data set, or has ``batch_size=None``.
+    """
     if isinstance(loader.dataset, IterableDataset):
         message = (
             "the DataLoader reads an IterableDataset, expected a map-style data set: samples "

@@ -1,23 +1,25 @@
 """All ways in which a given network can be changed without changing its function."""
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal, final, get_args
+from typing import final
 
 import torch
 from torch import Generator, Tensor, nn
 
 from afterfit.problem import Batches, Gaussian, Problem
+from afterfit.sharpness.freedom import CHANGES, Change, Freedom
 from afterfit.sharpness.precision import in_double
 from afterfit.sharpness.rescaling import (
     adapt_epsilon,
     evaluate,
-    mix_units,
-    permute_units,
+    fold_epsilon,
+    lent,
+    measures_samples,
     private_copy,
     relative_change,
-    scale_units,
     tensors_of,
     verify,
     without_epsilon,
@@ -32,92 +34,8 @@ from afterfit.sharpness.symmetry import (
 )
 from afterfit.typing import Inputs
 
-Change = Literal[
-    "layer", "node", "normalization", "affine", "query-key", "sign", "permutation", "mixing"
-]
-CHANGES: tuple[Change, ...] = get_args(Change)
-"""
-``layer``: all units of a layer by one factor, or whole tensors of a residual stream;
-``node``: each unit or channel by its own; ``normalization``: weights before a BatchNorm with its
-buffers; ``affine``: scale and shift of a normalization, undone by what reads it; ``query-key``:
-queries times a, keys divided by a; ``sign``: odd units; ``permutation``: of units; ``mixing``:
-linear combinations of units between which everything is linear, no diagonal rescaling.
-"""
-
 TOLERANCE = 1e-8
 _PREVIEW = 4
-
-
-@final
-@dataclass(frozen=True)
-class Freedom:
-    """One verified way to change a network.
-
-    Attributes
-    ----------
-    kind
-        What is done to the units.
-    symmetry
-        Which units, and what each owns.
-    """
-
-    kind: Change
-    symmetry: Symmetry
-
-    def change(self, network: nn.Module, spread: float | int, generator: Generator) -> nn.Module:
-        """Change a network at random: factors are log-normal with standard deviation `spread`."""
-        return _APPLY[self.kind](network, self.symmetry, spread, generator)
-
-    def __str__(self) -> str:
-        if self.kind not in ("permutation", "mixing", "sign"):
-            return f"{self.kind}: {self.symmetry}"
-        places = ", ".join(part.place for part in self.symmetry.parts)
-        return f"{self.kind}: {self.symmetry.size} units: {places}"
-
-
-def _scale(
-    network: nn.Module, of: Symmetry, spread: float | int, generator: Generator
-) -> nn.Module:
-    draw = torch.randn(of.size, dtype=torch.float64, generator=generator)
-    return scale_units(network, of, (spread * draw).exp())
-
-
-def _scale_all(
-    network: nn.Module, of: Symmetry, spread: float | int, generator: Generator
-) -> nn.Module:
-    draw = torch.randn(1, dtype=torch.float64, generator=generator)
-    return scale_units(network, of, (spread * draw).exp().expand(of.size))
-
-
-def _flip(network: nn.Module, of: Symmetry, _: float | int, generator: Generator) -> nn.Module:
-    heads = torch.randint(2, (of.size,), generator=generator).double()
-    heads[0] = 0  # at least one unit is flipped
-    return scale_units(network, of, 2 * heads - 1)
-
-
-def _permute(network: nn.Module, of: Symmetry, _: float | int, generator: Generator) -> nn.Module:
-    order = torch.randperm(of.size, generator=generator)
-    moved = order.roll(1) if torch.equal(order, torch.arange(of.size)) else order
-    return permute_units(network, of, moved)
-
-
-def _mix(network: nn.Module, of: Symmetry, spread: float | int, generator: Generator) -> nn.Module:
-    """Mix neighbors: they belong to one head."""
-    blocks = torch.randn(of.size // 2, 2, 2, dtype=torch.float64, generator=generator)
-    blocks = torch.eye(2, dtype=torch.float64) + min(spread, 1.0) * 0.5 * blocks
-    return mix_units(network, of, torch.block_diag(*blocks))
-
-
-_APPLY: dict[Change, Callable[[nn.Module, Symmetry, float | int, Generator], nn.Module]] = {
-    "layer": _scale_all,
-    "node": _scale,
-    "normalization": _scale,
-    "affine": _scale,
-    "query-key": _scale,
-    "sign": _flip,
-    "permutation": _permute,
-    "mixing": _mix,
-}
 
 
 @final
@@ -157,9 +75,9 @@ class Architecture:
         if not chosen:
             message = f"the network admits no change of kind {kind!r}; it admits {self.kinds}"
             raise ValueError(message)
-        network = self.network
+        network = copy.deepcopy(self.network)
         for freedom in chosen:
-            network = freedom.change(network, spread, generator)
+            freedom.change_in_place(network, spread, generator)
         network = adapt_epsilon(self.network, network, self.inputs)
         verify(self.network, network, self.inputs, TOLERANCE)
         return network
@@ -181,11 +99,17 @@ def explore(module: nn.Module, data: Batches, seed: int = 0) -> Architecture:
     data
         Inputs on which the function is compared; the targets do not matter. Some eight samples
         are read, more where there are many tensors and few outputs.
+
+    Raises
+    ------
+    ValueError
+        If outputs on these samples are NaN or infinite, or too few.
     """
     generator = Generator().manual_seed(seed)
     network = private_copy(module)
     inputs = _some_inputs(network, data)
-    elsewhere = generic(private_copy(module), 0.3, generator)
+    _require_finite(evaluate(network, inputs))
+    elsewhere = generic(fold_epsilon(network), 0.3, generator)
     there = Problem.from_module(without_epsilon(elsewhere), Gaussian())
     looked = (_first_inputs(network, data), inputs)
     points = tuple((one, tuple(evaluate(one, x) for x in looked)) for one in (elsewhere, network))
@@ -214,11 +138,13 @@ class _Trial:
         return all(self._preserved(one, outputs, freedom) for one, outputs in self.points)
 
     def _preserved(self, network: nn.Module, outputs: tuple[Tensor, ...], freedom: Freedom) -> bool:
-        changed = freedom.change(network, 0.7, self.generator)
-        if self._agrees(changed, outputs):
-            return True
-        if freedom.kind not in ("layer", "normalization"):
-            return False
+        with lent(network, freedom.symmetry.names):
+            freedom.change_in_place(network, 0.7, self.generator)
+            if self._agrees(network, outputs):
+                return True
+            if freedom.kind not in ("layer", "normalization") or not measures_samples(network):
+                return False
+            changed = copy.deepcopy(network)
         return self._agrees(adapt_epsilon(network, changed, self.inputs[-1]), outputs)
 
     def _agrees(self, changed: nn.Module, before: tuple[Tensor, ...]) -> bool:
@@ -245,9 +171,10 @@ class _Trial:
         """Scale units apart where that preserves the function, and all together where that does."""
         kind = _kind_of(self.network, symmetry)
         apart, together = Freedom(kind, symmetry), Freedom("layer", symmetry)
-        if symmetry.size > 1 and self.holds(apart):
+        each = symmetry.size > 1 and self.holds(apart)
+        if each:
             yield apart
-        if self.holds(together):
+        if each or self.holds(together):  # equal factors are a case of factors
             yield together
 
 
@@ -334,6 +261,17 @@ def _distinct(freedoms: list[Freedom]) -> list[Freedom]:
         where = frozenset((p.name, p.axis, p.start) for p in freedom.symmetry.parts)
         seen.setdefault((freedom.kind, where), freedom)
     return list(seen.values())
+
+
+def _require_finite(outputs: Tensor) -> None:
+    bad = int((~outputs.isfinite()).sum())
+    if bad:
+        message = (
+            f"{bad} of {outputs.numel()} outputs are NaN or infinite, expected finite ones: "
+            "changes of a network are told by its outputs; look at its inputs, and at running "
+            "variances below -ε"
+        )
+        raise ValueError(message)
 
 
 def _some_inputs(network: nn.Module, data: Batches) -> Inputs:

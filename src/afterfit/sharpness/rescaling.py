@@ -1,10 +1,13 @@
 """Change a network's parameters without changing what it computes, and make sure of that.
 
-All functions take a private copy and give another one; the user's module is never touched.
+All functions take a private copy, and those that do not say "in place" give another one; the user's
+module is never touched.
 """
 
 import copy
 import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
@@ -40,21 +43,32 @@ def scale_units(network: nn.Module, symmetry: Symmetry, factors: Float[Tensor, "
     the function is the same whatever ε is.
     """
     changed = copy.deepcopy(network)
-    tensors = tensors_of(changed)
+    scale_in_place(changed, symmetry, factors)
+    return changed
+
+
+def scale_in_place(network: nn.Module, symmetry: Symmetry, factors: Float[Tensor, " n"]) -> None:
+    """Scale units in place."""
+    tensors = tensors_of(network)
     with torch.no_grad():
         for part in symmetry.parts:
             value = tensors[part.name]
             powers = factors.to(value.device, value.dtype).pow(part.exponent)
-            shift = _variance_shift(changed, part.name)
+            shift = _variance_shift(network, part.name)
             view = _units_of(value, part, symmetry.size)
             view.copy_((view + shift) * _along(powers, part, view) - shift)
-    return changed
 
 
 def permute_units(network: nn.Module, symmetry: Symmetry, order: Int[Tensor, " n"]) -> nn.Module:
     """Put what unit ``order[u]`` owns in the place of unit u, in every part."""
     changed = copy.deepcopy(network)
-    tensors = tensors_of(changed)
+    permute_in_place(changed, symmetry, order)
+    return changed
+
+
+def permute_in_place(network: nn.Module, symmetry: Symmetry, order: Int[Tensor, " n"]) -> None:
+    """Permute units in place."""
+    tensors = tensors_of(network)
     with torch.no_grad():
         for part in symmetry.parts:
             if part.axis is not None:
@@ -62,7 +76,6 @@ def permute_units(network: nn.Module, symmetry: Symmetry, order: Int[Tensor, " n
                 apart = view.unflatten(part.axis, (symmetry.size, part.repeat))
                 moved = apart.index_select(part.axis, order.to(view.device))
                 view.copy_(moved.flatten(part.axis, part.axis + 1))
-    return changed
 
 
 def mix_units(network: nn.Module, symmetry: Symmetry, matrix: Float[Tensor, "n n"]) -> nn.Module:
@@ -70,9 +83,26 @@ def mix_units(network: nn.Module, symmetry: Symmetry, matrix: Float[Tensor, "n n
 
     It preserves the function where everything between is linear, as between queries and keys. No
     diagonal rescaling does this, and connectivity is not invariant to it.
+
+    Raises
+    ------
+    ValueError
+        If a part is scaled as a whole.
     """
     changed = copy.deepcopy(network)
-    tensors = tensors_of(changed)
+    mix_in_place(changed, symmetry, matrix)
+    return changed
+
+
+def mix_in_place(network: nn.Module, symmetry: Symmetry, matrix: Float[Tensor, "n n"]) -> None:
+    """Mix units in place.
+
+    Raises
+    ------
+    ValueError
+        If a part is scaled as a whole.
+    """
+    tensors = tensors_of(network)
     with torch.no_grad():
         for part in symmetry.parts:
             if part.axis is None:
@@ -84,7 +114,19 @@ def mix_units(network: nn.Module, symmetry: Symmetry, matrix: Float[Tensor, "n n
             first = apart.movedim(part.axis, 0)
             mixed = (mixer.to(view) @ first.flatten(1)).view_as(first).movedim(0, part.axis)
             view.copy_(mixed.flatten(part.axis, part.axis + 1))
-    return changed
+
+
+@contextmanager
+def lent(network: nn.Module, names: Collection[str]) -> Iterator[nn.Module]:
+    """Let some tensors of a private copy be changed in place, and put them back afterwards."""
+    tensors = tensors_of(network)
+    kept = {name: tensors[name].detach().clone() for name in names}
+    try:
+        yield network
+    finally:
+        with torch.no_grad():
+            for name, value in kept.items():
+                tensors[name].copy_(value)
 
 
 def _units_of(value: Tensor, part: Part, size: int) -> Tensor:
@@ -97,7 +139,7 @@ def _units_of(value: Tensor, part: Part, size: int) -> Tensor:
 
 def _along(powers: Tensor, part: Part, view: Tensor) -> Tensor:
     if part.axis is None:
-        return powers
+        return powers.reshape(())  # one factor, of any tensor
     shape = [1] * view.ndim
     shape[part.axis] = -1
     return powers.repeat_interleave(part.repeat).view(shape)
@@ -116,14 +158,38 @@ def _variance_shift(network: nn.Module, name: str) -> float:
 # The ε of normalizations by the statistics of the sample itself --------------------------------
 
 
-def without_epsilon(network: nn.Module) -> nn.Module:
-    """Copy a network with the ε of all its normalizations 0, as invariances are stated."""
+def fold_epsilon(network: nn.Module) -> nn.Module:
+    """Copy a network whose running variances have taken over the ε that was added to them.
+
+    An exact rescaling by a small factor a leaves a variance ``a² (v + ε) - ε`` below 0, of which
+    nothing but the sum with ε is a variance: neither may change without the other.
+    """
     changed = copy.deepcopy(network)
+    for part in changed.modules():
+        attribute = epsilon_of(part)
+        if attribute is not None and _has_statistics(part):
+            with torch.no_grad():
+                part.get_buffer("running_var").add_(float(getattr(part, attribute)))
+            setattr(part, attribute, 0.0)
+    return changed
+
+
+def without_epsilon(network: nn.Module) -> nn.Module:
+    """Copy a network with the ε of all its normalizations 0, as invariances are stated.
+
+    Running variances take it over; where samples are normalized by their own it is left out.
+    """
+    changed = fold_epsilon(network)
     for part in changed.modules():
         attribute = epsilon_of(part)
         if attribute is not None:
             setattr(part, attribute, 0.0)
     return changed
+
+
+def measures_samples(network: nn.Module) -> bool:
+    """Whether a layer normalizes by the statistics of the sample itself, with an ε of its own."""
+    return any(epsilon_of(part) and not _has_statistics(part) for part in network.modules())
 
 
 def adapt_epsilon(before: nn.Module, after: nn.Module, inputs: Inputs) -> nn.Module:
@@ -133,7 +199,7 @@ def adapt_epsilon(before: nn.Module, after: nn.Module, inputs: Inputs) -> nn.Mod
     The factors are those between two networks without ε. A network without such layers is given
     back as it is.
     """
-    if all(epsilon_of(part) is None or _has_statistics(part) for part in after.modules()):
+    if not measures_samples(after):
         return after
     first, second = (_input_sizes(without_epsilon(net), inputs) for net in (before, after))
     changed = copy.deepcopy(after)

@@ -15,16 +15,15 @@ itself is for :func:`~afterfit.sharpness.rescaling.verify` to say.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from afterfit.problem._autodiff import differentiable_attention
 from afterfit.problem.problem import Problem
+from afterfit.sharpness.open_norm import OpenBatchNorm
 from afterfit.sharpness.relations import beyond, null_space
 from afterfit.typing import Inputs
 
@@ -117,7 +116,8 @@ def find_scalings(problem: Problem, inputs: Inputs, generator: Generator) -> tup
     Raises
     ------
     ValueError
-        If the batch has too few outputs to tell relations from coincidences.
+        If the batch has too few outputs to tell relations from coincidences, or a sensitivity is
+        NaN or infinite.
     """
     tensors = scalable(problem)
     sums, wholes = _sensitivities(problem, tensors, inputs, generator)
@@ -174,32 +174,6 @@ def epsilon_of(part: nn.Module) -> str | None:
     return named[0] if is_norm else None
 
 
-class _OpenBatchNorm(TorchFunctionMode):
-    """Compute batch normalization by its formula: the fused one has no slope in its statistics."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is functional.batch_norm and _uses_statistics(*args, **(kwargs or {})):
-            return _normalized(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _uses_statistics(
-    x: Tensor, mean: Any, var: Any, weight: Any = None, bias: Any = None,  # noqa: ARG001
-    training: Any = False, momentum: Any = 0.1, eps: Any = 1e-5,  # noqa: ARG001
-) -> bool:  # fmt: skip
-    return mean is not None and not training
-
-
-def _normalized(
-    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None = None, bias: Tensor | None = None,
-    training: Any = False, momentum: Any = 0.1, eps: float = 1e-5,  # noqa: ARG001
-) -> Tensor:  # fmt: skip
-    shape = (1, -1, *(1 for _ in range(x.ndim - 2)))
-    centered = (x - mean.view(shape)) / (var.view(shape) + eps).sqrt()
-    scaled = centered if weight is None else centered * weight.view(shape)
-    return scaled if bias is None else scaled + bias.view(shape)
-
-
 def _sensitivities(
     problem: Problem, tensors: dict[str, Tensor], inputs: Inputs, generator: Generator
 ) -> tuple[dict[tuple[str, int], Float[Tensor, "..."]], dict[str, Float[Tensor, " q"]]]:
@@ -207,7 +181,7 @@ def _sensitivities(
     leaves = {name: value.clone().requires_grad_() for name, value in tensors.items()}
     columns: dict[tuple[str, int], list[Tensor]] = {}
     wholes: dict[str, list[Tensor]] = {name: [] for name in tensors}
-    with differentiable_attention(), torch.enable_grad(), _OpenBatchNorm():
+    with differentiable_attention(), torch.enable_grad(), OpenBatchNorm():
         outputs = problem.forward(leaves, inputs)
         num_probes = max(_PROBES_AT_LEAST, len(tensors) + 8)
         if outputs.numel() < num_probes:
@@ -227,7 +201,7 @@ def _sensitivities(
                 allow_unused=True,
             )
             for (name, value), slope in zip(tensors.items(), slopes, strict=True):
-                product = (value * slope).cpu()
+                product = _finite(name, value * slope).cpu()
                 wholes[name].append(product.sum())
                 for axis in range(value.ndim):
                     others = [i for i in range(value.ndim) if i != axis]
@@ -237,6 +211,17 @@ def _sensitivities(
         {key: torch.stack(column, dim=1) for key, column in columns.items()},
         {name: torch.stack(column) for name, column in wholes.items()},
     )
+
+
+def _finite(name: str, sensitivity: Tensor) -> Tensor:
+    if not bool(sensitivity.isfinite().all()):
+        message = (
+            f"the outputs' sensitivity to {name} is NaN or infinite, expected a finite one: "
+            "relations that hold could not be seen; look for a root or a division at 0 in the "
+            "network, and for samples that reach it"
+        )
+        raise ValueError(message)
+    return sensitivity
 
 
 def _candidates(

@@ -225,7 +225,7 @@ def _page(
 
 def _reliability_section(calibration: Calibration, test: Batches) -> Section:
     curves = {}
-    y = test.targets()
+    y = test.targets().cpu()
     for name in dict.fromkeys(("MAP", calibration.best)):
         if name not in calibration.predictors:
             continue

@@ -20,6 +20,7 @@ from afterfit.curvature import (
     rank_one,
     reduce,
 )
+from afterfit.curvature.ekfac import _eigenvectors
 from afterfit.linalg import BlockDiagonal, Diagonal, FunctionOperator
 from afterfit.problem import Batches, Categorical, Gaussian, Problem, connectivity, restrict
 from tests import truth
@@ -260,3 +261,11 @@ def test_the_users_module_is_untouched_and_targets_are_checked():
     assert not module[0]._forward_hooks
     with pytest.raises(ValueError, match="labels range from 0 to 5"):
         kfac(problem, Batches((inputs, torch.tensor([0, 5, 1, 0])), 2))
+
+
+def test_a_ten_thousandth_of_the_exact_diagonal_makes_a_factor_definite():
+    """With as much beside the diagonal the angle is half of 45°; without, it would be 45°."""
+    factor = torch.tensor([[1.0, 1e-4], [1e-4, 1.0]], dtype=torch.float64)
+    found = _eigenvectors(factor, torch.tensor([2.0, 0.0], dtype=torch.float64)).abs()
+    expected = torch.tensor([[0.38268343, 0.92387953], [0.92387953, 0.38268343]]).double()
+    assert_close(found, expected, rtol=0, atol=1e-7)

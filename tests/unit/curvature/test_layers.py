@@ -1,8 +1,10 @@
 """Every way of using parameters: layer by layer it gives what whole Jacobians give."""
 
+from functools import partial
+
 import pytest
 import torch
-from torch import Generator
+from torch import Generator, Tensor, nn
 from torch.testing import assert_close
 
 from afterfit.curvature import (
@@ -10,6 +12,8 @@ from afterfit.curvature import (
     diagonal,
     estimate_ggn_trace,
     estimate_squared_jacobian_trace,
+    ggn,
+    jacobian,
     kfac,
     layer_jacobians,
     squared_jacobian,
@@ -17,9 +21,18 @@ from afterfit.curvature import (
 from afterfit.curvature.layers import Multiply
 from afterfit.curvature.tracing import Tracer
 from afterfit.linalg import Diagonal
-from afterfit.problem import Batches, Categorical, Problem, connectivity, linearize, restrict
+from afterfit.posterior import laplace, predict, randomize_then_optimize
+from afterfit.problem import (
+    Batches,
+    Categorical,
+    Problem,
+    connectivity,
+    gradients,
+    linearize,
+    restrict,
+)
 from tests import truth
-from tests.unit.curvature.zoo import NUM_SAMPLES, ZOO, build
+from tests.unit.curvature.zoo import NUM_SAMPLES, SCALARS, ZOO, build
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -160,3 +173,47 @@ def test_probes_do_not_depend_on_the_batch_size():
     ]
     assert_close(found[0], found[1], **EXACT)
     assert_close(found[0], found[2], **EXACT)
+
+
+class Looked(nn.Module):
+    """Tokens by a table with a row that is never trained, and that is read like all others."""
+
+    def __init__(self, padding: int) -> None:
+        nn.Module.__init__(self)
+        self.table, self.head = nn.Embedding(5, 3, padding_idx=padding), nn.Linear(3, 2)
+        with torch.no_grad():
+            self.table.weight[padding] = 0.7
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.table(tokens).mean(1))
+
+
+@pytest.mark.parametrize("padding", [0, 2, -1])
+def test_the_row_of_the_padding_has_no_curvature(padding: int):
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        problem = Problem.from_module(Looked(padding).double(), Categorical())
+    tokens = torch.arange(24).reshape(6, 4) % 5
+    data = Batches((tokens, torch.arange(6) % 2), 3)
+    found = diagonal(problem, data).entries
+    assert_close(found, truth.ggn(problem, data).diagonal(), **EXACT)
+    squares = truth.flat(squared_jacobian(problem, data))
+    assert_close(squares, truth.jacobian(problem, data).square().sum((0, 1)), **EXACT)
+    rows = found[:15].reshape(5, 3)
+    assert bool((rows[padding] == 0).all())
+    assert bool((rows.sum(1) > 0).sum() == 4)
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_parameters_without_axes_have_gradients_jacobians_and_posteriors(name: str):
+    problem, data = case(name)
+    rows = torch.cat([part for _, part in gradients(problem, data)])
+    assert_close(rows, truth.gradients(problem, data), **EXACT)
+    assert_close(jacobian(problem, data).matrix, truth.jacobian(problem, data).flatten(0, 1))
+    full = ggn(problem, data).to_dense()
+    assert_close(full, truth.ggn(problem, data), **EXACT)
+    for curvature in (diagonal, partial(kfac, others=diagonal)):
+        found = predict(laplace(connectivity(problem), data, 1.0, curvature), data)
+        assert bool((found.logit_variance > 0).all())
+    draws = randomize_then_optimize(problem, data, 2, Generator().manual_seed(0))
+    assert len(draws.members) == 2

@@ -26,7 +26,7 @@ class Lambda(nn.Module):
 
 
 def parameter(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(*shape))
+    return nn.Parameter(torch.randn(shape))
 
 
 def seen(self: nn.Module, x: Tensor) -> Tensor:
@@ -222,8 +222,26 @@ ZOO: Mapping[str, Kind] = {
         (4,),
         ("shift",),
     ),
+    "temperature": Kind(
+        lambda: Lambda(lambda self, x: self.head(x) / self.t.exp(), head=linear(), t=parameter()),
+        (4,),
+        ("t",),
+    ),
+    "size": Kind(
+        lambda: Lambda(
+            lambda self, x: self.head(x) * self.a + self.b,
+            head=linear(),
+            a=parameter(),
+            b=parameter(),
+        ),
+        (4,),
+    ),
     "max": Kind(lambda: Lambda(pooled("amax"), body=nn.Conv2d(4, 4, 2), head=linear()), IMAGE),
 }
+
+
+SCALARS = ("temperature", "size")
+"""Networks with a parameter that has no axes, as CLIP has."""
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:

@@ -1,8 +1,13 @@
+from collections.abc import Callable, Sequence
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
-from torch_geometric.nn import GCNConv, GraphNorm, SGConv
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.nn import GCNConv, GraphNorm, SGConv, global_mean_pool
+from torch_geometric.transforms import ToSparseTensor
 
 from afterfit import graph
 from afterfit.graph import Reach
@@ -172,6 +177,74 @@ def test_masks_that_do_not_fit_are_refused(mask, seen):
         graph.graph_problem(make_network("sgc"), make_data(), train=mask)
 
 
+def as_booleans(mask: Tensor) -> list[bool]:
+    return mask.tolist()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda mask: mask.to(torch.uint8),
+        lambda mask: mask.long(),
+        lambda mask: mask.double(),
+        lambda mask: mask.numpy(),
+        lambda mask: mask.numpy().astype(np.uint8),
+        as_booleans,
+        lambda mask: mask.long().tolist(),
+        lambda mask: mask.nonzero()[:, 0].numpy(),
+        lambda mask: mask.nonzero()[:, 0].numpy().astype(np.uint16),
+        lambda mask: mask.nonzero()[:, 0].tolist(),
+    ],
+)
+def test_masks_of_every_kind_mean_the_same_nodes(change: Callable[[Tensor], Tensor]):
+    data = make_data()
+    expected = data.train_mask.nonzero()[:, 0]
+    given = graph.graph_problem(make_network("sgc"), data, train=change(data.train_mask))
+    data.train_mask = change(data.train_mask)
+    named = graph.graph_problem(make_network("sgc"), data)
+    assert torch.equal(given.train, expected)
+    assert torch.equal(named.train, expected)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "seen"),
+    [
+        (torch.tensor([0, 1, 1, 0, 1]), ValueError, "names node 1 3 times"),
+        (torch.tensor([3, 4, 3]), ValueError, "names node 3 2 times"),
+        (torch.tensor([0.0, 1.0]), ValueError, "holds torch.float32 values"),
+        (torch.full((32,), 0.5), ValueError, "holds torch.float32 values"),
+        (torch.tensor([-1, 4]), ValueError, "names node -1 of 32"),
+        ([], ValueError, "holds no node"),
+        (np.array(["a", "b"]), TypeError, "expected a mask of booleans or positions"),
+    ],
+)
+def test_masks_that_could_be_misread_are_refused(
+    mask: Tensor | Sequence[int], error: type[Exception], seen: str
+):
+    with pytest.raises(error, match=seen):
+        graph.graph_problem(make_network("sgc"), make_data(), train=mask)
+
+
+def test_a_mask_of_two_nodes_that_could_be_positions_is_refused():
+    data = Data(
+        x=torch.randn(2, NUM_FEATURES).double(),
+        y=torch.tensor([0, 1]),
+        edge_index=torch.tensor([[0], [1]]),
+    )
+    with pytest.raises(ValueError, match="make a mask boolean"):
+        graph.graph_problem(make_network("sgc"), data, train=[1, 0], validation=[1])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("train", "validation"), ("train", "test"), ("validation", "test")]
+)
+def test_parts_that_share_nodes_are_refused(one, other):
+    parts = {"train": [2, 3, 4], "validation": [5, 6], "test": [7, 8]}
+    parts[other] = [parts[one][1], 9]
+    with pytest.raises(ValueError, match=f"1 nodes stand in {one} and in {other}"):
+        graph.graph_problem(make_network("sgc"), make_data(), **parts)
+
+
 def test_a_test_mask_may_be_missing():
     data = make_data()
     del data.test_mask
@@ -194,6 +267,114 @@ def test_weighted_graphs_are_refused():
         graph.graph_problem(make_network("sgc"), data)
 
 
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_one_edge_attribute_each_is_a_weight_and_refused(shape):
+    data = make_data()
+    count = data.edge_index.shape[1]
+    data.edge_attr = torch.linspace(0.5, 2, count).reshape(shape)
+    with pytest.raises(ValueError, match=r"drop data.edge_attr if the network was trained without"):
+        graph.graph_problem(make_network("sgc"), data)
+    data.edge_attr = torch.ones(count).reshape(shape)
+    graph.graph_problem(make_network("sgc"), data)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused(value):
+    data = make_data()
+    data.x[7, 3] = value
+    with pytest.raises(ValueError, match=r"features of 1 nodes \(such as node 7\)"):
+        graph.graph_problem(make_network("sgc"), data)
+
+
+def heterogeneous() -> HeteroData:
+    data = HeteroData()
+    data["paper"].x, data["paper"].y = torch.zeros(3, 2), torch.zeros(3)
+    data["paper", "cites", "paper"].edge_index = torch.tensor([[0], [1]])
+    return data
+
+
+def with_sparse_features() -> Data:
+    data = make_data()
+    data.x = data.x.to_sparse()
+    return data
+
+
+def with_numpy_targets() -> Data:
+    data = make_data()
+    data.y = data.y.numpy()
+    return data
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")  # of torch, as torch_geometric makes the matrix
+@pytest.mark.parametrize(
+    ("make", "seen"),
+    [
+        (heterogeneous, "HeteroData with several types of nodes"),
+        (lambda: ToSparseTensor()(make_data()), "has adj_t and no edge_index"),
+        (with_sparse_features, r"data.x = data.x.to_dense\(\)"),
+        (with_numpy_targets, "data.y is a ndarray"),
+    ],
+)
+def test_graphs_of_another_kind_are_refused_with_what_to_do(make, seen):
+    with pytest.raises(TypeError, match=seen):
+        graph.graph_problem(make_network("sgc"), make())
+
+
+def test_features_of_one_axis_are_refused():
+    data = make_data()
+    data.x = data.x[:, 0]
+    with pytest.raises(ValueError, match=r"expected \(nodes, features\)"):
+        graph.graph_problem(make_network("sgc"), data)
+
+
+class Pooled(nn.Module):
+    """Classifies graphs."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.layer = GCNConv(NUM_FEATURES, NUM_CLASSES)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return global_mean_pool(self.layer(x, edge_index), None)
+
+
+def test_classes_of_whole_graphs_are_refused():
+    with pytest.raises(ValueError, match="one that pools nodes"):
+        graph.graph_problem(Pooled().double(), make_data())
+    data = make_data()
+    data.y = data.y[:1]
+    with pytest.raises(ValueError, match="a row for each of the 32 nodes"):
+        graph.graph_problem(make_network("sgc"), data)
+
+
+class OfData(nn.Module):
+    """Takes the whole object."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.layer = GCNConv(NUM_FEATURES, NUM_CLASSES)
+
+    def forward(self, data: Data) -> Tensor:
+        return self.layer(data.x, data.edge_index)
+
+
+class OfEdgeFeatures(nn.Module):
+    """Needs features of edges."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.layer = GCNConv(NUM_FEATURES, NUM_CLASSES)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
+        return self.layer(x, edge_index) + edge_attr.sum()
+
+
+@pytest.mark.parametrize(("module", "names"), [(OfData, "data"), (OfEdgeFeatures, "edge_attr")])
+def test_networks_that_take_other_inputs_are_refused(module, names):
+    with pytest.raises(TypeError, match=rf"{names}\), expected \(x, edge_index\)"):
+        graph.graph_problem(module().double(), make_data())
+
+
 def test_targets_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="y has shape"):
         graph.graph_problem(make_network("sgc"), make_data(), Bernoulli())
@@ -213,6 +394,8 @@ def test_another_module_of_the_same_shape_is_taken_over_and_others_are_not():
     assert_close(moved.outputs(moved.edges), module.eval()(problem.x, problem.edges.edge_index()))
     with pytest.raises(ValueError, match="same architecture"):
         problem.with_module(make_network("gat"))
+    with pytest.raises(ValueError, match="cached=True"):
+        make_problem("sgc").with_module(SGConv(NUM_FEATURES, NUM_CLASSES, K=2, cached=True))
 
 
 def test_targets_are_read_where_they_were_when_the_edges_change():

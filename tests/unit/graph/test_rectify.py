@@ -339,3 +339,47 @@ def test_shares_that_leave_no_node_are_refused(held_out):
 def test_the_best_round_cannot_be_chosen_without_held_out_nodes():
     with pytest.raises(ValueError, match="pass keep=last_round"):
         graph.rectify(trained(), train, damping=DECAY, rule=graph.Top(1), held_out=0.0)
+
+
+def test_a_network_that_was_not_trained_again_is_refused():
+    module = train(trained().edges.edge_index())
+
+    def forgets(edge_index: Tensor, params) -> nn.Module:
+        return module
+
+    with pytest.raises(ValueError, match="train returned the parameters of the round before"):
+        graph.rectify(trained(), forgets, damping=DECAY, rule=graph.Top(2))
+
+
+def test_a_network_that_was_never_trained_is_warned_of():
+    def fresh(edge_index: Tensor, params) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(1)
+            return SGConv(NUM_FEATURES, NUM_CLASSES, K=2, bias=False).double()
+
+    with pytest.warns(RuntimeWarning, match="it looks untrained"):
+        graph.rectify(trained(), fresh, damping=DECAY, rule=graph.Top(2), max_rounds=1)
+
+
+def test_a_network_that_caches_a_graph_is_refused():
+    def caching(edge_index: Tensor, params) -> nn.Module:
+        module = SGConv(NUM_FEATURES, NUM_CLASSES, K=2, bias=False, cached=True).double()
+        module.lin.weight = train(edge_index).lin.weight
+        return module
+
+    with pytest.raises(ValueError, match="cached=True"):
+        graph.rectify(trained(), caching, damping=DECAY, rule=graph.Top(2), max_rounds=1)
+
+
+def test_edges_far_from_training_nodes_may_leave_the_parameters_as_they_were():
+    reached = graph.affected_nodes(trained(), trained().edges.pairs)
+    far = torch.tensor([k for k, nodes in enumerate(reached) if not len(nodes)])
+
+    def rule(now: Round) -> Tensor:
+        return far if not now.number else far[:0]
+
+    found = graph.rectify(
+        trained(), train, damping=DECAY, rule=rule, tolerance=-math.inf, keep=graph.last_round
+    )
+    assert len(far)
+    assert len(found.removed) == len(far)

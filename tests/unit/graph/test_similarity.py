@@ -11,6 +11,7 @@ from afterfit import graph
 from afterfit.graph import GraphProblem, similarity
 from afterfit.graph.inverse import smaller
 from afterfit.graph.rules import Round
+from afterfit.typing import Params
 from tests.unit.graph.networks import make_network, make_problem
 
 
@@ -78,11 +79,22 @@ def test_features_without_zeros_have_no_jaccard_similarity():
         graph.jaccard(problem.x, problem.edges.pairs)
 
 
+@pytest.mark.parametrize("measure", [graph.jaccard, graph.cosine])
+def test_features_that_number_the_nodes_have_no_similarity(measure):
+    now = a_round()
+    numbered = replace(now.problem, x=torch.eye(now.problem.num_nodes).double())
+    with pytest.raises(ValueError, match="no feature is that of two nodes"):
+        graph.Dissimilar(0.01, measure)(replace(now, problem=numbered))
+
+
 def test_a_rule_without_influence_runs_its_rounds_whatever_is_foretold():
     problem = a_round().problem
 
-    def same(edge_index: Tensor, params: object) -> nn.Module:
-        return make_network("sgc")
+    def same(edge_index: Tensor, params: Params) -> nn.Module:
+        module = make_network("sgc")
+        with torch.no_grad():
+            module.lin.weight.copy_(1.01 * params["lin.weight"])
+        return module
 
     found = graph.rectify(
         problem,

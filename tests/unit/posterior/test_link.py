@@ -15,7 +15,7 @@ from afterfit.posterior.link import (
     covariance_root,
     default_link,
 )
-from afterfit.posterior.target import predictive_losses
+from afterfit.posterior.target import predictive_losses, target_variance
 from afterfit.problem import Bernoulli, Categorical, Gaussian, PerSample, Poisson
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
@@ -206,3 +206,17 @@ def test_the_default_link_is_exact_where_it_can_be():
         Moments,
         Moments,
     ]
+
+
+def test_the_variance_of_a_target_of_another_likelihood_is_not_guessed():
+    class Own:
+        """Exponential waiting times: a mean, and a variance that is not p (1 - p)."""
+
+        def mean(self, outputs: Tensor) -> Tensor:
+            return outputs.exp()
+
+    mean = torch.full((2, 1), 3.0)
+    with pytest.raises(TypeError, match=r"not known for Own, expected Categorical"):
+        target_variance(Own(), mean)
+    assert float(target_variance(Categorical(), torch.tensor([[0.25]]))) == 0.1875
+    assert float(target_variance(Bernoulli(), torch.tensor([[0.25]]))) == 0.1875

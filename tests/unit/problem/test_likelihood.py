@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from afterfit.problem import Bernoulli, Categorical, Gaussian, Likelihood, PerSample, Poisson
 from tests import truth
+from tests.elsewhere import ELSEWHERE, Elsewhere
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 MODELS = (Categorical(), Bernoulli(), Gaussian(), Gaussian(sigma=0.3), Poisson())
@@ -108,6 +109,17 @@ def test_sampled_targets_depend_on_the_generator_alone_and_pass_the_check(likeli
 
 
 @every_model
+def test_targets_are_drawn_on_the_device_of_the_generator(likelihood):
+    outputs, _ = draw(likelihood, 9, 3, seed=2)
+    there = outputs.as_subclass(Elsewhere)
+    with pytest.raises(RuntimeError, match="device type for generator"):
+        torch.bernoulli(there.sigmoid(), generator=Generator())
+    found = likelihood.sample(there, Generator().manual_seed(4))
+    assert found.device == ELSEWHERE
+    assert found.shape == likelihood.sample(outputs, Generator()).shape
+
+
+@every_model
 @pytest.mark.parametrize("width", [1, 3])
 def test_null_outputs_are_the_best_constant(likelihood, width, generator: Generator):
     _, y = draw(likelihood, 60, width, seed=3)
@@ -188,7 +200,8 @@ def test_targets_of_any_fitting_type_are_taken(likelihood, y):
         (Categorical(), (2, 3), [0, 3], r"labels range from 0 to 3, expected 0 to 2"),
         (Categorical(), (2, 3), [-1, 2], r"labels range from -1 to 2, expected 0 to 2"),
         (Categorical(), (2, 3), [[0, 1, 0], [1, 0, 0]], r"use y\.argmax\(-1\)"),
-        (Categorical(), (2, 3), [[0], [1]], r"y has shape \(2, 1\), expected \(2,\)"),
+        (Categorical(), (2, 3), [[0], [1]], r"y has shape \(2, 1\), expected \(2,\).*y\[:, 0\]"),
+        (Categorical(), (2, 1), [[0], [0]], r"use y\[:, 0\]"),
         (Categorical(), (2, 3), [0.5, 1], r"expected integer class indices"),
         (Categorical(), (2, 3), [math.nan, 1], r"expected integer class indices"),
         (Categorical(), (2, 3, 4), [0, 1], r"shape \(2, 3, 4\), expected \(batch, outputs\)"),

@@ -4,6 +4,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
+from afterfit.curvature import diagonal
+from afterfit.curvature.jacobian import jacobian_rows
 from afterfit.problem import Batches, Categorical, Gaussian, Problem, gradients, losses, outputs
 from afterfit.problem.persample import batch_losses, total_gradient
 from tests import truth
@@ -159,3 +161,71 @@ def test_images_with_one_output_and_flat_targets(generator):
     module = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(8, 1)).double()
     problem = Problem.from_module(module, Gaussian())
     require_equals_truth(problem, Batches((x, VECTORS[:, 0]), batch_size=2))
+
+
+@pytest.fixture
+def attempts(monkeypatch) -> list[int]:
+    """Grows by one whenever something is mapped over samples."""
+    seen: list[int] = []
+
+    def counting(function, **settings):
+        mapped = VMAP(function, **settings)
+
+        def call(*arguments):
+            seen.append(1)
+            return mapped(*arguments)
+
+        return call
+
+    monkeypatch.setattr(torch.func, "vmap", counting)
+    return seen
+
+
+VMAP = torch.func.vmap
+BATCHES = Batches((VECTORS, LABELS), batch_size=2)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        rows,
+        lambda p, d: torch.cat([part for _, part in jacobian_rows(p, d)]),
+        diagonal,
+    ],
+    ids=["gradients", "jacobian", "layers"],
+)
+def test_a_network_that_cannot_be_mapped_is_tried_once(ask, attempts):
+    ask(make(lambda: Branching(3, 2)), BATCHES)
+    assert len(attempts) == 1
+
+
+class OneByOne(nn.Linear):
+    """Fails for a reason of its own where it is mapped, as a kernel that runs out of handles."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if VMAPPED:
+            raise RuntimeError("cuBLAS handle could not be made")
+        return nn.Linear.forward(self, x)
+
+
+VMAPPED: list[int] = []
+
+
+def test_an_error_that_only_the_mapped_way_raises_is_not_swallowed(monkeypatch):
+    def mapped(function, **settings):
+        def call(*arguments):
+            VMAPPED.append(1)
+            try:
+                return VMAP(function, **settings)(*arguments)
+            finally:
+                VMAPPED.clear()
+
+        return call
+
+    monkeypatch.setattr(torch.func, "vmap", mapped)
+    problem = make(lambda: OneByOne(3, 2))
+    for ask in (rows, lambda p, d: next(jacobian_rows(p, d)), diagonal):
+        with pytest.warns(RuntimeWarning, match="cuBLAS handle could not be made") as caught:
+            ask(problem, BATCHES)
+        assert len(caught) == 1
+    assert_close(total_gradient(problem, BATCHES), truth.gradients(problem, BATCHES).sum(0))

@@ -14,6 +14,8 @@ from afterfit.sharpness.rescaling import (
     adapt_epsilon,
     change_of_outputs,
     evaluate,
+    fold_epsilon,
+    lent,
     mix_units,
     permute_units,
     private_copy,
@@ -309,3 +311,76 @@ def test_mixing_undoes_itself():
     back = mix_units(there, hidden, torch.linalg.inv(mixer))
     for name, value in tensors_of(network).items():
         assert_close(tensors_of(back)[name], value, rtol=1e-10, atol=1e-10)
+
+
+# Networks whose running variances are below 0, and NaN ------------------------------------------
+
+
+def test_an_exact_rescaling_by_a_thousandth_changes_nothing_that_is_found():
+    case = NETWORKS["conv-bn"]
+    found = explored(case.name)
+    before = next(one.symmetry for one in found.freedoms if one.kind == "normalization")
+    factors = torch.full((before.size,), 1e-3).double()
+    network = scale_units(found.network, before, factors)
+    name = next(name for name in before.names if name.endswith("running_var"))
+    assert float(network.get_buffer(name).max()) < 0
+    assert change_of_outputs(found.network, network, found.inputs) < 1e-10
+    assert described(network, case.data()) == set(map(str, found.freedoms))
+
+
+def test_epsilon_is_folded_into_the_variance_it_is_added_to():
+    network = private_copy(NETWORKS["conv-bn"].module())
+    inputs = images(Generator().manual_seed(0))
+    assert change_of_outputs(network, fold_epsilon(network), inputs) < 1e-14
+    assert fold_epsilon(network)[1].eps == 0
+
+
+def test_a_trial_leaves_the_network_as_it_was():
+    network = private_copy(NETWORKS["mlp"].module())
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with lent(network, ["0.weight"]):
+        network[0].weight.data.zero_()
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
+
+
+def test_outputs_that_are_not_finite_are_refused():
+    case = NETWORKS["conv-bn"]
+    module = case.module()
+    with torch.no_grad():
+        module[1].running_var.fill_(-1.0)
+    with pytest.raises(ValueError, match="outputs are NaN or infinite"):
+        explore(module, case.data())
+
+
+class Rooted(nn.Linear):
+    """Finite, with a slope that is not: the root of a zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.Linear.forward(self, x) + (0 * self.weight.sum()).sqrt()
+
+
+def test_sensitivities_that_are_not_finite_are_refused():
+    data = Batches((vectors(Generator().manual_seed(0)), torch.zeros(24)))
+    with pytest.raises(ValueError, match="sensitivity to weight is NaN or infinite"):
+        explore(Rooted(5, 3).double(), data)
+
+
+class Tempered(nn.Linear):
+    """Logits by a temperature that has no axes, as in CLIP."""
+
+    def __init__(self) -> None:
+        nn.Linear.__init__(self, 5, 3)
+        self.t = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.Linear.forward(self, x) * self.t
+
+
+def test_a_parameter_without_axes_is_scaled_as_a_whole():
+    data = Batches((vectors(Generator().manual_seed(0)), torch.zeros(24)))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        module = Tempered().double()
+    found = explore(module, data)
+    assert [one.symmetry.names for one in found.freedoms] == [{"weight", "bias", "t"}]
+    assert found.changed("layer", 1.0, Generator()).get_parameter("t").shape == ()

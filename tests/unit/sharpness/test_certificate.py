@@ -7,6 +7,8 @@ from torch.testing import assert_close
 
 from afterfit.problem import Batches, Categorical, Gaussian, Problem, connectivity
 from afterfit.sharpness.certificate import (
+    _least,
+    _Part,
     class_indices,
     kernel_basis,
     low_rank_pac_bayes_bound,
@@ -15,7 +17,7 @@ from afterfit.sharpness.certificate import (
     ridge_mean,
     zero_mean,
 )
-from afterfit.sharpness.pacbayes import Scales, mcallester, seeger
+from afterfit.sharpness.pacbayes import Divergence, Scales, binary_kl, mcallester, seeger
 from tests import truth
 
 GRID = [Scales(0.01, 0.1), Scales(0.1, 0.1)]
@@ -167,3 +169,13 @@ def test_targets_may_be_classes_or_one_hot_rows():
 def test_an_empty_grid_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         certify(scales=[])
+
+
+def test_delta_is_shared_by_the_grid_and_a_tenth_of_it_is_for_the_draws():
+    parts = [_Part(scale, Divergence(4.0, 2.0), 0.0, 100) for scale in GRID]
+    found = _least(parts, 10_000, 0.05, seeger)
+    # each of the two has 0.025: draws 0.0025, the bound 0.0225
+    risk = 1 - (2 / 0.0025) ** (-1 / 100)
+    assert found.risk == pytest.approx(risk, rel=1e-12)
+    # (3 + log(2 · 100 / 0.0225)) / 10,000
+    assert binary_kl(risk, found.bound) == pytest.approx((3 + 9.0925573363198) / 10_000, rel=1e-9)

@@ -203,3 +203,49 @@ def test_a_certificate_says_whether_it_is_vacuous():
 def test_bad_input_is_refused_with_what_to_do(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+# Constants as published, worked out by hand -----------------------------------------------------
+
+LOG_4000 = 8.294049640102028  # log(2 √10000 / 0.05)
+
+
+def test_the_complexity_has_the_constant_of_maurer():
+    found = complexity(3, num_samples=10_000, delta=0.05)
+    assert found == pytest.approx((3 + LOG_4000) / 10_000, rel=1e-14)
+
+
+def test_mcallester_takes_the_root_of_half_the_complexity():
+    found = mcallester(0.1, 3, num_samples=10_000, delta=0.05)
+    assert found == pytest.approx(0.1 + 0.02376346948585373, rel=1e-13)  # √(0.00112940496401 / 2)
+
+
+def test_seeger_at_risk_zero_is_one_minus_the_exponential_of_the_complexity():
+    found = seeger(0.0, 3, num_samples=10_000, delta=0.05)
+    assert found == pytest.approx(0.001128767426270, rel=1e-9)  # 1 - exp(-0.00112940496401)
+
+
+def test_draws_without_an_error_are_charged_log_two_over_delta():
+    found = risk_of_draws(0.0, num_draws=100, delta=0.05)
+    assert found == pytest.approx(0.036216692645179, rel=1e-9)  # 1 - 40^(-1/100)
+
+
+def test_the_terms_of_the_divergence_by_hand():
+    one = Scales(1, 1)
+    spectrum = torch.tensor([4.0], dtype=torch.float64)
+    assert KAPPA == 0.21621660
+    assert float(narrowing(torch.ones(1).double())) == pytest.approx(math.log(2) - 0.5, rel=1e-14)
+    assert sharpness_term(spectrum, Scales(1, 2)) == pytest.approx(math.log(2) - 0.5, rel=1e-14)
+    assert effective_dimension(spectrum, one) == pytest.approx(0.8, rel=1e-14)
+    assert trace_bound(10.0, Scales(1, 2)) == pytest.approx(0.5405415, rel=1e-14)
+    # 1 · 4 · 3² / (4 + 1)²
+    assert bias_term(spectrum, torch.tensor([3.0]).double(), one) == pytest.approx(1.44, rel=1e-14)
+    # log 5 - 4/5, and 0.2162166 for each unit that is missing of the trace
+    expected = 0.8094379124341003 + 0.2162166
+    assert certified_sharpness(spectrum, 5.0, one) == pytest.approx(expected, rel=1e-13)
+    # 100 missing at the slope 4 / 25 would be less than κ; at x = 1 the slope is 1/4
+    least = torch.tensor([1.0], dtype=torch.float64)
+    expected = math.log(2) - 0.5 + 0.25 * 0.1
+    assert certified_sharpness(least, 1.1, one) == pytest.approx(expected, rel=1e-12)
+    assert Divergence(bias=3.0, sharpness=1.0).total == 2.0
+    assert binary_kl(0.5, 0.25) == pytest.approx(0.14384103622589045, rel=1e-13)

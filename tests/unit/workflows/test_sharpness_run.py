@@ -9,12 +9,15 @@ import torch
 from torch import Generator, nn
 
 from afterfit.curvature import jacobian
-from afterfit.problem import Categorical, Gaussian, Problem, connectivity
+from afterfit.problem import Batches, Categorical, Gaussian, Problem, connectivity
 from afterfit.sharpness import connectivity_sharpness
 from afterfit.workflows import Trained
 from afterfit.workflows.audit_run import run_audit
+from afterfit.workflows.calibrate import calibrate
+from afterfit.workflows.predictors import trained_network as as_trained
 from afterfit.workflows.sharpness_run import run_sharpness
-from afterfit.workflows.uncertainty_run import run_uncertainty
+from afterfit.workflows.uncertainty_run import _reliability_section, run_uncertainty
+from tests.elsewhere import Elsewhere
 
 
 def trained(likelihood=None) -> Trained:
@@ -104,6 +107,15 @@ def test_rescaled_networks_have_the_same_bands_in_relative_coordinates():
     assert all(torch.allclose(first, other, rtol=1e-8) for other in others)
     first, *others = widths["Euclidean"]
     assert all(float(((other - first) / first).abs().max()) > 0.01 for other in others)
+
+
+def test_reliability_is_found_wherever_the_targets_are(monkeypatch):
+    test = trained().held_out()
+    found = calibrate(trained().problem(), trained().batches(), test, None, {"MAP": as_trained})
+    expected = _reliability_section(found, test)
+    targets = test.targets().as_subclass(Elsewhere)
+    monkeypatch.setattr(Batches, "targets", lambda self: targets)
+    assert _reliability_section(found, test) == expected
 
 
 def test_without_held_out_data_there_is_nothing_to_choose_by(tmp_path):
