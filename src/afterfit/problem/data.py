@@ -216,6 +216,8 @@ class TrainingStream:
         Samples of one step; for a ``DataLoader`` its own.
     augment
         Applied to the inputs of each batch.
+    targets
+        Targets by position that stand in for those of the data, (N, ...).
 
     Raises
     ------
@@ -226,6 +228,7 @@ class TrainingStream:
     data: "Batches | DataLoader[Any]"
     batch_size: int = 128
     augment: Augment | None = None
+    targets: Tensor | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.data, DataLoader):
@@ -267,7 +270,8 @@ class TrainingStream:
             if self.augment is not None:
                 with preserved_random_state(seed * 8_191 + step):
                     inputs = self.augment(inputs, generator)
-            yield Batch(index, inputs, targets)
+            read = targets if self.targets is None else self.targets[index]
+            yield Batch(index, inputs, read)
 
     def _shuffled_epoch(self, data: Batches, generator: Generator, seed: int) -> Iterator[Batch]:
         order = torch.randperm(data.num_samples, generator=generator)

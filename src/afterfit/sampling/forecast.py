@@ -1,15 +1,16 @@
 """What an ensemble will cost, told before it starts, and how to keep it within a budget."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
 from afterfit.problem.data import Batches, TrainingStream
 from afterfit.problem.persample import batch_losses
 from afterfit.problem.problem import Problem
-from afterfit.sampling.geometric import GeometricEnsemble
-from afterfit.sampling.walk import Start, train_alone
+from afterfit.sampling.geometric import GeometricEnsemble, adamw, warm_cosine
+from afterfit.sampling.heated import HeatedWalk
+from afterfit.sampling.walk import Rule, Start, train_alone
 
 _FORWARD_SHARE = 1 / 3  # of the cost of a training pass: one forward against forward and backward
 _FEWEST_MEMBERS = 4
@@ -80,6 +81,33 @@ def forecast(
         seconds=members * (rule.steps * seconds_step + len(train) * seconds_batch),
         memory=column + 4 * state if folder else stored + 4 * state,
         disk=stored + 2 * table if folder else 0,  # columns by kind, then side by side
+    )
+
+
+def forecast_walks(
+    problem: Problem,
+    train: Batches,
+    fit: TrainingStream,
+    walks: Sequence[HeatedWalk],
+    *,
+    folder: bool,
+) -> Forecast:
+    """Time a few steps and one batch, and add up over the stages of all walks."""
+    steps = sum(len(walk.rates) * walk.steps(fit) for walk in walks)
+    passes = sum(len(walk.rates) for walk in walks)
+    state = {**problem.params, **problem.buffers}
+    rule = Rule(3, 1e-12, warm_cosine, adamw(walks[0].decay), walks[0].clip)
+    start = Start(state, walks[0].seed)
+    seconds_step = _seconds(lambda: train_alone(problem, [start], fit, rule)) / rule.steps
+    first = train.fetch(next(iter(train)).index)
+    seconds_batch = _seconds(lambda: batch_losses(problem, problem.params, first))
+    network = sum(value.nbytes for value in state.values())
+    table = train.num_samples * 12 * passes
+    return Forecast(
+        epochs=steps * fit.samples_per_step / fit.num_samples + passes * _FORWARD_SHARE,
+        seconds=steps * seconds_step + passes * len(train) * seconds_batch,
+        memory=table + (4 if folder else 4 + passes) * network,
+        disk=passes * network + table if folder else 0,
     )
 
 

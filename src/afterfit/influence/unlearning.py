@@ -1,0 +1,311 @@
+"""Which labels a network holds on to by memory alone, with planted wrong labels to judge by.
+
+Training goes on from the trained network at rising rates (:mod:`afterfit.sampling.heated`), on data
+in which a few percent of the labels were made wrong. What was memorized is unlearned, the planted
+labels with it, and they show how a wrong label scores on this network and these data. Two walks,
+of little and of much decay, each with wrong labels of its own; which of them tells more shows in
+how well it tells its planted labels apart. Losses are true losses, as in GEX (Kim, Kim and Yang
+2023, NeurIPS); the numbers below were chosen on the data named in experiments/gex/NOTES.md and
+are reported on others there.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader
+
+from afterfit.evaluate.attribution import auc
+from afterfit.influence.covariance import LossTable
+from afterfit.influence.evidence import Chain, LabelEvidence, by_loss, judged, standard
+from afterfit.influence.loss_covariance import CovarianceInfluence, LossCovariance
+from afterfit.influence.mistakes import doubts, mistaken, sums_outputs
+from afterfit.problem.data import Augment, Batches, TrainingStream
+from afterfit.problem.ensemble import (
+    Ensemble,
+    Member,
+    MemberStore,
+    MemoryStore,
+    Store,
+    settings_key,
+)
+from afterfit.problem.persample import losses, outputs
+from afterfit.problem.problem import Problem
+from afterfit.sampling.forecast import Forecast, forecast_walks
+from afterfit.sampling.heated import RATES, HeatedWalk
+
+_KEPT = 4
+"""Stages that are scored, the hottest of a walk; those before them only lead there."""
+
+_SHARPNESS = 0.05  # a stage whose planted labels are told apart by so much less in AUC weighs 1/e
+_FEWEST_PLANTED = 40
+_FEWEST_SAMPLES = 50
+
+
+@final
+@dataclass(frozen=True)
+class Unlearning:
+    """Score labels by walks that unlearn, and calibrate the scores by planted wrong labels.
+
+    Parameters
+    ----------
+    decays
+        Decay of each walk.
+    rates
+        Rates of the stages of a walk; the last four are scored.
+    epochs
+        Length of a stage.
+    planted
+        Share of the labels that each walk makes wrong; at least 40 are, and at most a quarter.
+    batch_size, augment
+        How members train, unless ``fit`` is given a loader of its own.
+    budget
+        Cost at the most, in epochs of training: stages are shortened to fit.
+    seed
+        Of everything that is drawn.
+
+    References
+    ----------
+    Kim, Kim and Yang 2023, "GEX: A flexible method for approximating influence via Geometric
+    Ensemble", NeurIPS, section 4, for true losses over members; Pleiss et al. 2020, "Identifying
+    mislabeled data using the area under the margin ranking", NeurIPS, for threshold samples of
+    known wrong labels.
+    """
+
+    decays: tuple[float, ...] = (1.0, 4.0)
+    rates: tuple[float, ...] = RATES
+    epochs: float = 2.0
+    planted: float = 0.06
+    batch_size: int = 128
+    augment: Augment | None = None
+    budget: float | int | None = None
+    seed: int = 0
+
+    reference = "Kim, Kim and Yang 2023, GEX: A flexible method for approximating influence via Geometric Ensemble, NeurIPS"  # noqa: E501
+
+    def __post_init__(self) -> None:
+        if len(self.decays) < 1 or len(self.rates) < _KEPT:
+            message = (
+                f"Unlearning: {len(self.decays)} decays and {len(self.rates)} rates, expected at "
+                f"least one decay and {_KEPT} rates"
+            )
+            raise ValueError(message)
+        if not 0 < self.planted <= 0.25:
+            message = f"Unlearning: planted is {self.planted}, expected above 0, at most 0.25"
+            raise ValueError(message)
+        if self.budget is not None and not self.budget > 0:
+            message = f"Unlearning: budget is {self.budget} epochs, expected above 0"
+            raise ValueError(message)
+
+    def fit(
+        self,
+        problem: Problem,
+        train: Batches,
+        fit: TrainingStream | DataLoader[Any] | None = None,
+        folder: Path | str | None = None,
+        say: Any = lambda _: None,
+    ) -> LabelEvidence:
+        """Walk, and judge every label.
+
+        Parameters
+        ----------
+        train
+            The training data with its labels as given, not augmented.
+        fit
+            What the network trained on, where that was augmented: a loader or a stream over the
+            same samples in the same order.
+        folder
+            Where members are kept as they are made; a run that was killed goes on from there.
+        say
+            Told of the forecast and of every stage.
+
+        Raises
+        ------
+        ValueError
+            If targets do not fit the network, a loss is not finite, or the folder holds another
+            run.
+        """
+        own = losses(problem, train).cpu().double()
+        stream = self._stream(train, fit)
+        reason = _too_little(problem, train)
+        if reason:
+            return by_loss(problem, train, own, reason)
+        epochs, told = self._affordable()
+        walks = [
+            HeatedWalk(self.rates, decay, epochs, chain=chain, seed=self.seed)
+            for chain, decay in enumerate(self.decays)
+        ]
+        cost = forecast_walks(problem, train, stream, walks, folder=folder is not None)
+        say(f"{len(walks)} walks of {len(self.rates)} stages: {cost}")
+        store = self._store(problem, train, stream, walks, folder)
+        found = outputs(problem, train)
+        generator = Generator().manual_seed(self.seed)
+        targets = train.targets().cpu()
+        free = torch.randperm(train.num_samples, generator=generator)
+        count = min(
+            max(_FEWEST_PLANTED, round(self.planted * train.num_samples)),
+            train.num_samples // (4 * len(walks)),
+        )
+        chains = []
+        for walk, planted in zip(walks, free.split(count), strict=False):
+            wrong = mistaken(problem.likelihood, found, targets, generator)
+            taught = targets.clone()
+            taught[planted] = wrong[planted]
+            chains.append(
+                _observed(
+                    problem, train, replace(stream, targets=taught), walk, planted, store, say
+                )
+            )
+        influence = _influence(problem, train, stream, walks, store, chains, own, cost)
+        return judged(problem, train, own, found, chains, influence, told)
+
+    def _stream(
+        self, train: Batches, fit: TrainingStream | DataLoader[Any] | None
+    ) -> TrainingStream:
+        data = train if fit is None else fit
+        given = isinstance(data, TrainingStream)
+        stream = data if given else TrainingStream(data, self.batch_size, self.augment)
+        if stream.num_samples != train.num_samples:
+            message = (
+                f"the members train on {stream.num_samples} samples, expected {train.num_samples}, "
+                "those that are scored and in the same order"
+            )
+            raise ValueError(message)
+        return stream
+
+    def _affordable(self) -> tuple[float, tuple[str, ...]]:
+        """Length of a stage within the budget, and what is to be told of it."""
+        wanted = len(self.decays) * len(self.rates) * self.epochs
+        if self.budget is None or wanted <= self.budget:
+            return self.epochs, ()
+        epochs = self.epochs * self.budget / wanted
+        told = (
+            f"A stage is {epochs:.2g} epochs long instead of {self.epochs:g}, since the budget is "
+            f"{self.budget:g} epochs and the whole would take {wanted:g}."
+        )
+        return epochs, (told,)
+
+    def _store(
+        self,
+        problem: Problem,
+        train: Batches,
+        stream: TrainingStream,
+        walks: list[HeatedWalk],
+        folder: Path | str | None,
+    ) -> Store:
+        if folder is None:
+            return MemoryStore()
+        reading = (stream.samples_per_step, stream.num_samples, self.planted)
+        key = settings_key(problem, train.fingerprint(), walks, reading)
+        return MemberStore(Path(folder) / "members", key)
+
+
+def _observed(
+    problem: Problem,
+    train: Batches,
+    stream: TrainingStream,
+    walk: HeatedWalk,
+    planted: Tensor,
+    store: Store,
+    say: Any,
+) -> Chain:
+    """Walk, and weigh each hot stage by how well it tells the planted labels apart."""
+    taught = stream.targets
+    assert taught is not None
+    chosen = torch.zeros(train.num_samples, dtype=torch.bool)
+    chosen[planted] = True
+    total, mean, loss = 0.0, torch.zeros(()), torch.zeros(())
+    keys, columns = [], []
+    for member in _hot(walk, problem, stream, store, say):
+        found = outputs(problem, train, member.params)
+        column = _stage_loss(problem, found, taught, member)
+        if not bool(column.isfinite().all()):
+            break
+        weight = math.exp((auc(column, chosen) - 1) / _SHARPNESS)
+        total += weight
+        mean = mean + weight * problem.likelihood.mean(found).cpu().double()
+        loss = loss + weight * column
+        keys.append((member.chain, member.stage))
+        columns.append(problem.likelihood.loss(found, train.targets().to(found.device)).cpu())
+    if not keys:
+        message = "the walk gave no finite losses; lower the rates, or look at the network's losses"
+        raise ValueError(message)
+    mean, loss = mean / total, loss / total
+    doubt = doubts(problem.likelihood, mean, taught).amax(1)
+    if sums_outputs(problem.likelihood, mean):
+        loss = doubt
+    score = 0.5 * (standard(doubt, ~chosen) + standard(loss, ~chosen))
+    return Chain(
+        planted=chosen,
+        weight=total / len(keys),
+        mean=mean,
+        doubt=doubt,
+        loss=loss,
+        score=score,
+        told_apart=auc(score, chosen),
+        keys=tuple(keys),
+        columns=tuple(columns),
+    )
+
+
+def _hot(
+    walk: HeatedWalk, problem: Problem, stream: TrainingStream, store: Store, say: Any
+) -> Iterator[Member]:
+    for member in walk.walk(problem, stream, store):
+        if not store.holds(member.chain, member.stage):
+            store.save(member)
+        say(f"walk {walk.chain + 1}, stage {member.stage + 1} of {len(walk.rates)} is made")
+        if member.stage >= len(walk.rates) - _KEPT:
+            yield member
+
+
+def _stage_loss(
+    problem: Problem, found: Tensor, taught: Tensor, member: Member
+) -> Float[Tensor, " N"]:
+    """Mean of the loss at the member and of that seen on the way there."""
+    at = problem.likelihood.loss(found, taught.to(found.device)).cpu().double()
+    seen = at if member.seen is None else member.seen.cpu().double()
+    return 0.5 * (at + torch.where(seen.isnan(), at, seen))
+
+
+def _influence(
+    problem: Problem,
+    train: Batches,
+    stream: TrainingStream,
+    walks: list[HeatedWalk],
+    store: Store,
+    chains: list[Chain],
+    own: Float[Tensor, " N"],
+    cost: Forecast,
+) -> CovarianceInfluence:
+    """The hot members of all walks, to be asked about other samples."""
+    keys = [key for chain in chains for key in chain.keys]
+    columns = torch.stack([column for chain in chains for column in chain.columns], 1)
+    table = LossTable(own.to(columns), columns, torch.arange(len(keys)))
+    ensemble = Ensemble(keys, store, problem.device)
+    return CovarianceInfluence(
+        LossCovariance(walks[0]), problem, train, stream, ensemble, table, None, cost
+    )
+
+
+def _too_little(problem: Problem, train: Batches) -> str:
+    """Why these data cannot be judged by planted labels, or nothing."""
+    targets = train.targets().cpu()
+    if train.num_samples < _FEWEST_SAMPLES:
+        return (
+            f"there are {train.num_samples} samples, and at least {_FEWEST_SAMPLES} are needed to "
+            "tell how a wrong label scores"
+        )
+    if len(targets.reshape(len(targets), -1).unique(dim=0)) < 2:
+        return "all labels are the same, so that nothing can be compared"
+    found = outputs(problem, train.drawn(8, 0))
+    try:
+        mistaken(problem.likelihood, found, train.drawn(8, 0).targets(), Generator())
+    except TypeError as error:
+        return str(error)
+    return ""
