@@ -9,6 +9,8 @@ from afterfit.evaluate import budget_cut, expected_false_discovery_cut, otsu_cut
 from afterfit.influence import (
     GEX,
     LossCovariance,
+    TrainingTrace,
+    Unlearning,
     covariance,
     level,
     mean_move,
@@ -30,6 +32,7 @@ from afterfit.problem import (
     connectivity,
     linearize,
     restrict,
+    with_positions,
 )
 from afterfit.sampling import GeometricEnsemble
 from afterfit.sharpness import audit, connectivity_sharpness, pac_bayes_bound
@@ -62,6 +65,8 @@ __all__ = [
     "Problem",
     "Trained",
     "TrainingStream",
+    "TrainingTrace",
+    "Unlearning",
     "analyze_labels",
     "audit",
     "budget_cut",
@@ -93,4 +98,5 @@ __all__ = [
     "second_moment",
     "to_stderr",
     "verify",
+    "with_positions",
 ]

@@ -1,7 +1,6 @@
 """The command line and its main commands: ``afterfit labels``, ``demo`` and ``cite``."""
 
 import warnings
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,11 +15,13 @@ from afterfit.cli.demo_graph import digits_graph
 from afterfit.cli.edges import edges, graph_parts, tell
 from afterfit.cli.factory import FactoryError, load_trained
 from afterfit.cli.sharpness import audit, sharpness, uncertainty
-from afterfit.evaluate.threshold import budget_cut, expected_false_discovery_cut, otsu_cut
+from afterfit.evaluate.threshold import budget_cut, otsu_cut
 from afterfit.influence import baselines
 from afterfit.influence.gex import GEX, published
+from afterfit.influence.trace import TrainingTrace
+from afterfit.influence.unlearning import Unlearning
 from afterfit.workflows.citations import CONNECTIVITY, RECTIFICATION
-from afterfit.workflows.label_run import LabelRun, run_labels
+from afterfit.workflows.label_run import LabelRun, run_labels, told_share
 from afterfit.workflows.trained import Trained
 from afterfit.workflows.verify import verify
 
@@ -53,21 +54,23 @@ REFERENCES = {
 _INTERRUPTED = 130  # how typer leaves where the user pressed Ctrl-C
 
 
-def _cut(text: str) -> Any:
-    """Read 'otsu', 'fdr:0.1' or 'budget:200'."""
+def _cut(text: str) -> tuple[Any, float | None]:
+    """Read 'probability', 'fdr:0.1', 'otsu' or 'budget:200': a cut, and a false discovery rate."""
     name, _, value = text.partition(":")
     try:
+        if name == "probability" and not value:
+            return None, None
         if name == "otsu" and not value:
-            return otsu_cut
+            return otsu_cut, None
         if name == "fdr" and 0 < float(value) < 1:
-            return partial(expected_false_discovery_cut, rate=float(value))
+            return None, float(value)
         if name == "budget" and int(value) >= 0:
-            return partial(budget_cut, budget=int(value))
+            return partial(budget_cut, budget=int(value)), None
     except ValueError:
         pass
     message = (
-        f"--cut is '{text}', expected 'otsu', 'fdr:RATE' with a rate between 0 and 1, or "
-        "'budget:NUMBER'"
+        f"--cut is '{text}', expected 'probability', 'fdr:RATE' with a rate between 0 and 1, "
+        "'otsu', or 'budget:NUMBER'"
     )
     raise ValueError(message)
 
@@ -85,42 +88,70 @@ def labels(
     factory: Factory,
     out: Out = Path("runs/labels"),
     method: Annotated[
-        str, typer.Option(help=f"gex, gex-published, or a simple score: {', '.join(SCORES)}.")
-    ] = "gex",
+        str,
+        typer.Option(
+            help=f"unlearning, gex, gex-published, or a simple score: {', '.join(SCORES)}."
+        ),
+    ] = "unlearning",
     cut: Annotated[
-        str, typer.Option(help="Where to cut: otsu, fdr:RATE, or budget:NUMBER.")
-    ] = "otsu",
-    members: Annotated[int, typer.Option(help="Members of the ensemble (GEX).")] = 8,
+        str,
+        typer.Option(
+            help="What is flagged: probability (more probably wrong than right), fdr:RATE, otsu, "
+            "or budget:NUMBER. Only unlearning has probabilities; the other methods rank."
+        ),
+    ] = "probability",
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="A trace recorded in training: its mean loss is the score, or stands beside it."
+        ),
+    ] = None,
+    members: Annotated[int, typer.Option(help="Members of the ensemble (gex).")] = 8,
     learning_rate: Annotated[
-        str, typer.Option(help="Peak rate of the ensemble, or auto (GEX).")
+        str, typer.Option(help="Peak rate of the ensemble, or auto (gex).")
     ] = "auto",
     budget: Annotated[
         float | None,
-        typer.Option(help="Cost at the most, in epochs (GEX); by default the factory's epochs."),
+        typer.Option(help="Cost at the most, in epochs; by default the factory's epochs."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Samples of one training step (GEX).")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Samples of one training step.")] = 128,
     seed: Seed = 0,
     threads: Threads = 0,
 ) -> None:
     """Rank the training labels by how probably they are wrong, and write a report."""
     set_threads(threads)
-    where = _cut(cut)
-    if method == "gex":
-        chosen: Any = GEX(
-            members=members, learning_rate=_rate(learning_rate), budget=budget,
+    where, rate = _cut(cut)
+    trained = load_trained(factory) if _known_method(method) else None
+    assert trained is not None
+    cost = trained.epochs if budget is None else budget
+    if method == "unlearning":
+        chosen: Any = Unlearning(budget=cost, batch_size=batch_size, seed=seed)
+    elif method == "gex":
+        chosen = GEX(
+            members=members, learning_rate=_rate(learning_rate), budget=cost,
             batch_size=batch_size, seed=seed,
         )  # fmt: skip
     elif method == "gex-published":
         chosen = published(members=members, seed=seed)
-    elif method in SCORES:
-        chosen = SCORES[method]
     else:
-        message = f"--method is '{method}', expected gex, gex-published, {', '.join(SCORES)}"
+        chosen = SCORES[method]
+    recorded = None if trace is None else TrainingTrace.load(trace)
+    if recorded is not None and method == "unlearning":
+        chosen = None
+    _tell(
+        run_labels(
+            trained, out, chosen, where, rate, recorded, title=f"Labels of {factory}", say=say
+        ),
+        trained,
+    )
+
+
+def _known_method(method: str) -> bool:
+    known = ("unlearning", "gex", "gex-published", *SCORES)
+    if method not in known:
+        message = f"--method is '{method}', expected {', '.join(known)}"
         raise ValueError(message)
-    trained = load_trained(factory)
-    if method == "gex" and budget is None:
-        chosen = replace(chosen, budget=trained.epochs)
-    _tell(run_labels(trained, out, chosen, where, f"Labels of {factory}", say), trained)
+    return True
 
 
 @app.command()
@@ -133,7 +164,8 @@ def demo(
     set_threads(threads)
     say("training a conv net on 1,200 digits, 120 of them with a wrong label")
     trained = digits(seed)
-    run = run_labels(trained, out, GEX(seed=seed, budget=trained.epochs), title="Digits", say=say)
+    chosen = Unlearning(seed=seed, budget=trained.epochs)
+    run = run_labels(trained, out, chosen, title="Digits", say=say)
     _tell(run, trained)
     say("training again without the flagged samples")
     kept = {"flagged removed": run.analysis.kept}
@@ -170,20 +202,26 @@ def cite() -> None:
 def _tell(run: LabelRun, trained: Trained) -> None:
     """Print the worst labels, the figures, and where the report is."""
     table = Table(title="most suspicious labels")
-    for column in ("rank", "id", "given", "suggested", "confidence", "score", "± stderr"):
+    columns = ("rank", "id", "given", "suggested", "confidence", "wrong", "score", "± stderr")
+    for column in columns:
         table.add_column(column, justify="right")
     for row in run.analysis.issues.head(10).to_dict("records"):
         table.add_row(
             str(row["rank"]), str(row["id"]), _named(row["given"], trained),
             _named(row["suggested"], trained), f"{row['confidence']:.2f}",
+            f"{row['p_wrong']:.0%}" if row["p_wrong"] == row["p_wrong"] else "",
             f"{row['score']:.3g}", f"{row['stderr']:.2g}",
         )  # fmt: skip
     console.print(table)
-    cut = run.analysis.cut
-    console.print(
-        f"{int(cut.is_issue.sum())} of {len(cut.is_issue)} labels flagged ({cut.name}); estimated "
-        f"share of wrong labels {cut.expected_wrong:.1%}"
-    )
+    for caution in run.analysis.cautions:
+        console.print(Text.assemble(("caution: ", "yellow"), caution), soft_wrap=True)
+    if run.analysis.cut is not None:
+        flagged = run.analysis.cut.is_issue
+        console.print(
+            f"{int(flagged.sum())} of {len(flagged)} labels flagged ({run.analysis.cut.name})"
+        )
+    if run.analysis.share is not None:
+        console.print(f"share of wrong labels: {told_share(run.analysis.share)}", soft_wrap=True)
     if run.figures:
         console.print(", ".join(f"{name} {value:.4f}" for name, value in run.figures.items()))
     console.print(f"report: {run.report}", soft_wrap=True)

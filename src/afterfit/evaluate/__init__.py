@@ -33,6 +33,7 @@ from afterfit.evaluate.correlation import (
     kendall,
     kendall_interval,
 )
+from afterfit.evaluate.planted import PlantedFit, fit_planted
 from afterfit.evaluate.separation import (
     Dip,
     Mixture,
@@ -46,6 +47,7 @@ from afterfit.evaluate.threshold import (
     budget_cut,
     expected_false_discovery_cut,
     otsu_cut,
+    probability_cut,
 )
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "Granulated",
     "Mixture",
     "Otsu",
+    "PlantedFit",
     "Reliability",
     "accuracy",
     "auc",
@@ -71,6 +74,7 @@ __all__ = [
     "expected_calibration_error",
     "expected_false_discovery_cut",
     "false_positive_rate",
+    "fit_planted",
     "gaussian_negative_log_likelihood",
     "granulated",
     "granulated_interval",
@@ -83,6 +87,7 @@ __all__ = [
     "otsu",
     "otsu_cut",
     "precision_at",
+    "probability_cut",
     "recall_at",
     "reliability",
     "two_component_mixture",

@@ -30,8 +30,8 @@ _LEAST, _MOST = logit(1e-5), logit(0.98)
 class PlantedFit:
     """How the density of the data compares with that of the planted samples.
 
-    The ratio of the densities, data over planted, is modeled as ``π + (1 - π) exp(-(a + b s))``: the
-    wrong labels among the data score like the planted ones, and the right ones thin out
+    The ratio of the densities, data over planted, is modeled as ``π + (1 - π) exp(-(a + b s))``:
+    the wrong labels among the data score like the planted ones, and the right ones thin out
     exponentially against them (the exponential tilt of Anderson 1979, "Multivariate logistic
     compounds", Biometrika 66, with a share that does not tilt).
 

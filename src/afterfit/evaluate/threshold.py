@@ -38,7 +38,8 @@ class Cut:
         Estimated share of wrong labels in the whole set, not only among the flagged.
     separability
         Share of the variance of the transformed scores that two groups explain, see `otsu`.
-        About 0.64 to 0.75 is what scores show that do not fall into groups.
+        About 0.64 to 0.75 is what scores show that do not fall into groups. NaN where the cut does
+        not come from the scores.
     name
         Which cut this is, for tables and reports.
     """
@@ -107,6 +108,45 @@ def expected_false_discovery_cut(
     num = int((clean <= rate).sum())  # the share rises along the ranks, as the chance falls
     name = f"expected false discovery rate {rate:g}"
     return _cut(scores, num, float(wrong.mean()), otsu(transformed).separability, name)
+
+
+def probability_cut(
+    p_wrong: Float[Tensor, " N"], scores: Float[Tensor, " N"], rate: float | None = None
+) -> Cut:
+    """Flag by probabilities that never fall as the score rises.
+
+    Parameters
+    ----------
+    p_wrong
+        Probability that each label is wrong.
+    scores
+        In whose units the threshold is given.
+    rate
+        Flag as many as possible while at most this share of the flagged is expected to be right
+        (Newton et al. 2004); None flags what is more probably wrong than right.
+
+    Examples
+    --------
+    >>> p = torch.tensor([0.01, 0.4, 0.9, 0.99])
+    >>> probability_cut(p, p).is_issue
+    tensor([False, False,  True,  True])
+    >>> probability_cut(p, p, rate=0.25).is_issue
+    tensor([False,  True,  True,  True])
+    """
+    if rate is not None and not 0 < rate < 1:
+        msg = f"rate is {rate}, expected between 0 and 1: pass 0.1 to allow one clean sample in ten"
+        raise ValueError(msg)
+    wrong = _on_cpu(p_wrong)
+    if not bool(wrong.isfinite().all()):
+        msg = "p_wrong holds NaN, expected a probability for every sample: there is none to cut by"
+        raise ValueError(msg)
+    if rate is None:
+        num, name = int((wrong > 0.5).sum()), "more probably wrong than right"
+    else:
+        ranked = wrong.sort(descending=True).values
+        clean = (1 - ranked).cumsum(0) / torch.arange(1, len(ranked) + 1)
+        num, name = int((clean <= rate).sum()), f"false discovery rate {rate:g}"
+    return _cut(scores, num, float(wrong.mean()), float("nan"), name)
 
 
 def budget_cut(scores: Float[Tensor, " N"], budget: int, transform: Transform = signed_sqrt) -> Cut:

@@ -10,18 +10,23 @@ from afterfit.influence.covariance import (
     secant,
     second_moment,
 )
+from afterfit.influence.evidence import LabelEvidence, Share
 from afterfit.influence.gex import GEX, published, quiet, to_stderr
 from afterfit.influence.loss_covariance import CovarianceInfluence, LossCovariance
 from afterfit.influence.table import member_losses, seen_losses, tangents
 from afterfit.influence.trace import TrainingTrace
+from afterfit.influence.unlearning import Unlearning
 
 __all__ = [
     "GEX",
     "CovarianceInfluence",
+    "LabelEvidence",
     "LossCovariance",
     "LossTable",
     "Scores",
+    "Share",
     "TrainingTrace",
+    "Unlearning",
     "covariance",
     "floored_secant",
     "level",

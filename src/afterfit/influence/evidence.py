@@ -23,7 +23,7 @@ from afterfit.problem.persample import outputs
 from afterfit.problem.problem import Problem
 
 _SLOPE, _SHIFT = 1.5, -0.25  # of the log odds of the two fits
-_HARD = 0.2  # of the labels that members contradict, so many may only be hard
+_HARD = 0.25  # of the labels that members contradict, so many may only be hard
 _TOLD_APART = 0.6  # AUC of planted labels below which nothing was told apart
 
 
@@ -32,7 +32,7 @@ _TOLD_APART = 0.6  # AUC of planted labels below which nothing was told apart
 class Share:
     """Share of wrong labels with its 90 % interval, all from 0 to 1.
 
-    The lower end is what planted labels show, less a fifth of what the members contradict, since
+    The lower end is what planted labels show, less a quarter of what the members contradict, since
     hard samples are contradicted too; the upper end is all that they contradict, over the part of
     the planted labels that they find.
     """
@@ -149,10 +149,11 @@ def judged(
     chance = 2 * 0.29 / math.sqrt(num_planted)  # two standard errors of an AUC of nothing
     mean = _averaged(chains, [chain.mean for chain in chains])
     agreement = _agreement(chains)
-    if told_apart < _TOLD_APART + chance:
+    bar = _TOLD_APART + chance
+    if told_apart < bar:
         reason = (
             f"the walks cannot tell {num_planted} planted wrong labels from the others (AUC "
-            f"{told_apart:.2f}, expected above {_TOLD_APART + chance:.2f}): labels may be "
+            f"{told_apart:.2f}, expected above {bar:.2f}): labels may be "
             "random, or the network may have learned nothing that samples share"
         )
         evidence = by_loss(problem, train, own, reason)
@@ -169,7 +170,8 @@ def judged(
     forgotten = _unmemorized(score, plain, hot)
     free = 0.5 * (standard(plain, everything) + standard(doubt, everything))
     combined = standard(score, everything) + forgotten * free
-    odds, share = _calibrated(problem, chains)
+    telling = [c if c.told_apart >= bar else replace(c, weight=1e-9) for c in chains]
+    odds, share = _calibrated(problem, telling)
     p_wrong = _never_falling(torch.sigmoid(odds), combined)
     cautions = [*told]
     if agreement < 0.6:
@@ -246,9 +248,11 @@ def _stderr(chains: list[Chain], combined: Float[Tensor, " N"]) -> Float[Tensor,
     width = max(20, len(combined) // 50)
     kernel = torch.ones(1, 1, 2 * width + 1, dtype=torch.double)
     rows = torch.stack([(variance * usable)[order], usable[order].double()])[:, None]
-    sums = torch.nn.functional.conv1d(rows, kernel, padding=width)[:, 0]
+    total, number = torch.nn.functional.conv1d(rows, kernel, padding=width)[:, 0]
+    whole = variance[usable].mean()
+    near = torch.where(number >= 10, total / number.clamp_min(1), whole)
     pooled = torch.empty_like(variance)
-    pooled[order] = (sums[0] / sums[1].clamp_min(1)).sqrt()
+    pooled[order] = near.sqrt()
     alone = weights.square().sum(0) / (weights.square().sum(0)[usable].mean())
     return pooled * alone.sqrt() / scale
 

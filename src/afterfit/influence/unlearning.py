@@ -144,7 +144,7 @@ class Unlearning:
         say(f"{len(walks)} walks of {len(self.rates)} stages: {cost}")
         store = self._store(problem, train, stream, walks, folder)
         found = outputs(problem, train)
-        generator = Generator().manual_seed(self.seed)
+        generator = Generator().manual_seed(_own_seed(self.seed))
         targets = train.targets().cpu()
         free = torch.randperm(train.num_samples, generator=generator)
         count = min(
@@ -203,6 +203,15 @@ class Unlearning:
         reading = (stream.samples_per_step, stream.num_samples, self.planted)
         key = settings_key(problem, train.fingerprint(), walks, reading)
         return MemberStore(Path(folder) / "members", key)
+
+
+def _own_seed(seed: int) -> int:
+    """A seed that nobody else starts from.
+
+    Noise that was drawn from a generator with the user's seed, as in experiments, would otherwise
+    be planted upon: the same permutation gives the same samples.
+    """
+    return (seed * 6_364_136_223_846_793_005 + 1_442_695_040_888_963_407) % 2**63
 
 
 def _observed(

@@ -44,7 +44,8 @@ class Row:
     stderr: str
     score_value: float
     is_issue: bool
-    significant: bool
+    p_wrong: str
+    p_value: float
     wrong: str
     sample: Markup | None
 
@@ -75,6 +76,7 @@ def label_page(page: LabelPage) -> str:
         hidden_rows=len(page.issues) - num_rows,
         has_confidence=any(row.confidence for row in rows),
         has_stderr=any(row.stderr for row in rows),
+        has_probability=any(row.p_wrong for row in rows),
         has_truth=page.truth is not None,
         figures=_figures(page),
         paragraphs=[part.strip() for part in page.methods.split("\n\n") if part.strip()],
@@ -132,6 +134,7 @@ def _rows(page: LabelPage, num: int) -> list[Row]:
 def _row(record: dict[Any, Any], names: Sequence[str], truth: Any, sample: Markup | None) -> Row:
     stderr = float(record["stderr"])
     confidence = float(record.get("confidence", np.nan))
+    probability = float(record.get("p_wrong", np.nan))
     return Row(
         rank=int(record["rank"]),
         name=str(record.get("id", record["index"])),
@@ -142,7 +145,8 @@ def _row(record: dict[Any, Any], names: Sequence[str], truth: Any, sample: Marku
         stderr=f"{stderr:.2g}" if np.isfinite(stderr) else "",
         score_value=float(record["score"]),
         is_issue=bool(record["is_issue"]),
-        significant=bool(record["significant"]),
+        p_wrong=f"{probability:.0%}" if np.isfinite(probability) else "",
+        p_value=probability if np.isfinite(probability) else -1.0,
         wrong="" if truth is None else ("wrong" if truth[int(record["index"])] else "right"),
         sample=sample,
     )

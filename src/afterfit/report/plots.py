@@ -17,7 +17,10 @@ MOST_RATES = 10
 
 
 def score_histogram(
-    scores: ArrayLike, threshold: float, truth: ArrayLike | None = None, num_bins: int = 60
+    scores: ArrayLike,
+    threshold: float | None,
+    truth: ArrayLike | None = None,
+    num_bins: int = 60,
 ) -> str:
     """How many samples have which score, on axes that show the few large scores too.
 
@@ -26,27 +29,33 @@ def score_histogram(
     scores
         One per sample, large = suspicious; placed by their square root (with their sign).
     threshold
-        Scores above it are issues.
+        Scores above it are issues; None where nothing says where to cut.
     truth
         True where the label is known to be wrong, when it is known.
     """
     values = _signed_sqrt(np.asarray(scores, dtype=np.float64))
-    cut = float(_signed_sqrt(np.array([threshold], dtype=np.float64))[0])
-    edges = _edges(np.append(values, cut), num_bins)
+    limit = np.inf if threshold is None else threshold
+    cut = float(_signed_sqrt(np.array([limit], dtype=np.float64))[0])
+    edges = _edges(values if threshold is None else np.append(values, cut), num_bins)
     wrong = None if truth is None else np.asarray(truth, dtype=bool)
-    above = int(np.sum(np.asarray(scores, dtype=np.float64) > threshold))
-    description = f"{above} of {len(values)} scores lie above the threshold {threshold:.3g}."
+    above = int(np.sum(values > cut))
+    description = f"{above} of {len(values)} scores lie above the threshold {limit:.3g}."
+    if threshold is None:
+        description = f"{len(values)} scores, without a threshold."
 
     with styled(10.2, 3.2) as figure:
         axes = figure.add_subplot()
         if wrong is None:
-            _filled(axes, values[values <= cut], edges, CLEAN, "label looks right")
-            _filled(axes, values[values > cut], edges, WRONG, "issue")
+            usual = "label" if threshold is None else "label looks right"
+            _filled(axes, values[values <= cut], edges, CLEAN, usual)
+            if threshold is not None:
+                _filled(axes, values[values > cut], edges, WRONG, "issue")
         else:
             _filled(axes, values[~wrong], edges, CLEAN, "right label")
             _filled(axes, values[wrong], edges, WRONG, "wrong label")
             description += f" {int(wrong.sum())} labels are known to be wrong."
-        _threshold_line(axes, cut, threshold)
+        if threshold is not None:
+            _threshold_line(axes, cut, threshold)
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.7)
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))

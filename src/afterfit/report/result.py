@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-COLUMNS = ("index", "given", "suggested", "score", "stderr", "rank", "is_issue", "significant")
+COLUMNS = ("index", "given", "suggested", "score", "stderr", "rank", "is_issue")
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class LabelPage:
     title
         Heading of the page.
     issues
-        One row per sample, the most suspicious first, with the columns `COLUMNS`; `id` and
-        `confidence` are shown too where they are there.
+        One row per sample, the most suspicious first, with the columns `COLUMNS`; `id`,
+        `confidence` and `p_wrong` are shown too where they are there.
     scores
         (N,), in the order of the data; large = suspicious.
     threshold
-        Scores above it are flagged.
+        Scores above it are flagged; None where nothing says where to cut.
     samples
         Fragments of HTML, as `sample_html` makes them, for the first rows of `issues`. They stand
         in the page as they are.
@@ -48,7 +48,7 @@ class LabelPage:
     title: str
     issues: pd.DataFrame
     scores: NDArray[np.floating[Any]]
-    threshold: float
+    threshold: float | None
     samples: Sequence[str] = ()
     class_names: Sequence[str] = ()
     facts: Sequence[tuple[str, str]] = ()

@@ -11,6 +11,7 @@ from afterfit.sampling.geometric import (
     sgd,
     warm_cosine,
 )
+from afterfit.sampling.heated import HeatedWalk
 from afterfit.sampling.temperature import RateSearch, Trial, find_learning_rate
 from afterfit.sampling.walk import Diverged
 
@@ -20,6 +21,7 @@ __all__ = [
     "Forecast",
     "GaussianDraws",
     "GeometricEnsemble",
+    "HeatedWalk",
     "RateSearch",
     "Trial",
     "adamw",

@@ -19,9 +19,11 @@ from afterfit.evaluate.attribution import (
     precision_at,
     recall_at,
 )
-from afterfit.evaluate.threshold import otsu_cut
+from afterfit.influence.evidence import Share
 from afterfit.influence.gex import GEX, Say, quiet
 from afterfit.influence.loss_covariance import CovarianceInfluence
+from afterfit.influence.trace import TrainingTrace
+from afterfit.influence.unlearning import Unlearning
 from afterfit.problem.data import Batches
 from afterfit.problem.ensemble import fingerprint
 from afterfit.report import (
@@ -61,23 +63,29 @@ def run_labels(
     trained: Trained,
     folder: Path,
     method: Any = None,
-    cut: Cutter = otsu_cut,
+    cut: Cutter | None = None,
+    false_discovery_rate: float | None = None,
+    trace: TrainingTrace | None = None,
     title: str = "Label report",
     say: Say = quiet,
 ) -> LabelRun:
     """Analyze, and write tables, figures, settings, losses and the page into the folder.
 
-    Everything is written to a temporary name and renamed; with GEX, members are kept in the folder
-    as they are made, and a run that was killed goes on from them.
+    Everything is written to a temporary name and renamed; with the default method and with GEX,
+    members are kept in the folder as they are made, and a run that was killed goes on from them.
     """
-    chosen = GEX(budget=trained.epochs) if method is None else method
+    chosen = method
+    if method is None and trace is None:
+        chosen = Unlearning(budget=trained.epochs)
+    walks = isinstance(chosen, (GEX, Unlearning))
     problem, train, stream = trained.problem(), trained.batches(), trained.stream()
     folder.mkdir(parents=True, exist_ok=True)
-    keep = folder if isinstance(chosen, GEX) else None
-    fit = stream if isinstance(chosen, GEX) else None
-    analysis = analyze_labels(problem, train, chosen, fit=fit, cut=cut, folder=keep, say=say)
+    analysis = analyze_labels(
+        problem, train, chosen, fit=stream if walks else None, trace=trace, cut=cut,
+        false_discovery_rate=false_discovery_rate, folder=folder if walks else None, say=say,
+    )  # fmt: skip
     figures = _figures(analysis, trained.wrong)
-    write_table_atomic(folder / "scores.csv", analysis.issues)
+    write_table_atomic(folder / "scores.csv", analysis.issues.reset_index())
     _write_losses(folder, analysis)
     facts = {
         "network": fingerprint(problem),
@@ -95,7 +103,8 @@ def run_labels(
 def _figures(analysis: LabelAnalysis, wrong: Tensor | None) -> dict[str, float]:
     if wrong is None:
         return {}
-    scores, num = analysis.scores.value.cpu(), int(analysis.cut.is_issue.sum())
+    scores = analysis.scores.value.cpu()
+    num = 0 if analysis.cut is None else int(analysis.cut.is_issue.sum())
     flagged = {}
     if num:
         flagged = {
@@ -124,23 +133,32 @@ def _write_losses(folder: Path, analysis: LabelAnalysis) -> None:
 def _result(
     analysis: LabelAnalysis, figures: dict[str, float], facts: dict[str, Any]
 ) -> dict[str, Any]:
-    cut = analysis.cut
-    found: dict[str, Any] = {
-        **facts,
-        "issues": int(cut.is_issue.sum()),
-        "threshold": cut.threshold,
-        "cut": cut.name,
-        "expected_wrong": cut.expected_wrong,
-        "separability": cut.separability,
-        **figures,
-    }
+    found: dict[str, Any] = {**facts, "cautions": list(analysis.cautions), **figures}
+    found["rank_agreement"] = analysis.agreement
+    if analysis.cut is not None:
+        found["issues"] = int(analysis.cut.is_issue.sum())
+        found["threshold"] = analysis.cut.threshold
+        found["cut"] = analysis.cut.name
+        found["expected_wrong"] = analysis.cut.expected_wrong
+    if analysis.share is not None:
+        found["share"] = asdict(analysis.share)
+    if analysis.evidence is not None:
+        found["memory"] = analysis.evidence.memory
+        found["told_apart"] = analysis.evidence.told_apart
     if isinstance(analysis.influence, CovarianceInfluence):
-        found["reliability"] = analysis.influence.reliability()
+        found["reliability"] = _reliability(analysis, analysis.influence)
         if analysis.influence.search is not None:
             found["search"] = asdict(analysis.influence.search)
         if analysis.influence.cost is not None:
             found["forecast"] = asdict(analysis.influence.cost)
     return found
+
+
+def _reliability(analysis: LabelAnalysis, influence: CovarianceInfluence) -> float:
+    """How far two walks, or two halves of an ensemble, agree on the ranking."""
+    if analysis.evidence is not None:
+        return analysis.evidence.reliability
+    return influence.reliability()
 
 
 def _known(value: Any) -> Any:
@@ -156,7 +174,7 @@ def _toml(method: Any, analysis: LabelAnalysis, facts: dict[str, Any]) -> str:
     """Configuration as TOML, as asked for and as it was used: what one needs to run it again."""
     versions = {name: version(name) for name in ("afterfit", "torch", "numpy")}
     used: dict[str, Any] = {}
-    if isinstance(analysis.influence, CovarianceInfluence):
+    if isinstance(analysis.influence, CovarianceInfluence) and analysis.evidence is None:
         sampler = analysis.influence.method.sampler
         used["sampler"] = {"name": type(sampler).__name__, **_fields(sampler)}
     asked = {name: value for name, value in _fields(method).items() if name not in used}
@@ -197,26 +215,45 @@ def _page(
     figures: dict[str, float],
 ) -> LabelPage:
     table = analysis.issues
-    shown = min(SHOWN, len(table), max(12, int(analysis.cut.is_issue.sum())))
-    samples = [sample_html(_look(trained, train, int(i))) for i in table["index"][:shown]]
+    flagged = 0 if analysis.cut is None else int(analysis.cut.is_issue.sum())
+    shown = min(SHOWN, len(table), max(12, flagged))
+    samples = [sample_html(_look(trained, train, int(i))) for i in table.index[:shown]]
     truth = None if trained.wrong is None else trained.wrong.cpu().numpy().astype(bool)
     return LabelPage(
         title=title,
-        issues=table,
+        issues=table.reset_index(),
         scores=analysis.scores.value.cpu().numpy(),
-        threshold=analysis.cut.threshold,
+        threshold=None if analysis.cut is None else analysis.cut.threshold,
         samples=samples,
         class_names=list(trained.classes),
         facts=_facts(train, analysis, figures),
         search=_search(analysis),
         truth=truth,
-        warnings=_cautions(analysis),
-        methods=_GEX if isinstance(analysis.influence, CovarianceInfluence) else _OTHER,
+        warnings=analysis.cautions,
+        methods=_method(analysis),
         citation=GEX.reference if isinstance(analysis.influence, CovarianceInfluence) else "",
     )
 
 
+def _method(analysis: LabelAnalysis) -> str:
+    if analysis.evidence is not None:
+        return _UNLEARNING if not analysis.evidence.fallback else _LOSS
+    return _GEX if isinstance(analysis.influence, CovarianceInfluence) else _OTHER
+
+
 _OTHER = "Score: that of the method chosen for this run, large where a label is suspicious."
+
+_LOSS = "Score: the loss of the trained network, in nats."
+
+_UNLEARNING = (
+    "Score: training went on from the given network at rising rates, until what was memorized came "
+    "loose (true losses over a geometric ensemble: Kim, Kim and Yang 2023), in two walks of "
+    "different decay. The score joins the loss of a label over the hot stages with how far the "
+    "prediction of the members speaks against it, in standard deviations of the data; where the "
+    "network itself has not memorized, its own loss takes part.\n\nProbabilities: each walk was "
+    "given some wrong labels on purpose, drawn among those that the network finds plausible. How "
+    "these score, beside the data, gives the share of wrong labels and the probability of each."
+)
 
 _GEX = (
     "Score: self-influence by GEX (Kim, Kim and Yang 2023), from the true losses of each sample "
@@ -228,21 +265,26 @@ _GEX = (
 def _facts(
     train: Batches, analysis: LabelAnalysis, figures: dict[str, float]
 ) -> list[tuple[str, str]]:
-    cut, num = analysis.cut, train.num_samples
-    flagged = int(cut.is_issue.sum())
-    facts = [
-        ("Samples", f"{num:,}"),
-        ("Flagged", f"{flagged:,} ({flagged / num:.1%})"),
-        ("Estimated share of wrong labels", f"{cut.expected_wrong:.1%}"),
-        ("Cut", f"{cut.name}, score above {cut.threshold:.3g}"),
-        ("Separability of the two groups", f"{cut.separability:.2f} (one group: about 0.65)"),
-    ]
+    num = train.num_samples
+    facts = [("Samples", f"{num:,}")]
+    if analysis.cut is not None:
+        flagged = int(analysis.cut.is_issue.sum())
+        facts.append(("Flagged", f"{flagged:,} ({flagged / num:.1%})"))
+        facts.append(("Cut", f"{analysis.cut.name}, score above {analysis.cut.threshold:.3g}"))
+    if analysis.share is not None:
+        facts.append(("Share of wrong labels", told_share(analysis.share)))
     influence = analysis.influence
     if isinstance(influence, CovarianceInfluence):
         facts.append(("Members", str(len(influence.ensemble))))
-        facts.append(("Split-half reliability", f"{influence.reliability():.3f}"))
+        facts.append(("Reliability of the ranking", f"{_reliability(analysis, influence):.2f}"))
         if influence.search is not None:
             facts.append(("Learning rate found", f"{influence.search.learning_rate:g}"))
+    if analysis.evidence is not None and not analysis.evidence.fallback:
+        facts.append(("Memorized by the network", f"{analysis.evidence.memory:.0%}"))
+        facts.append(("Planted labels told apart", f"AUC {analysis.evidence.told_apart:.2f}"))
+    for name, value in analysis.agreement.items():
+        told = "not defined" if math.isnan(value) else f"{value:.2f}"
+        facts.append((f"Rank agreement with {name.replace('_', ' ')}", told))
     names = {"auc": "AUC against the truth", "average_precision": "Average precision"}
     names |= {"precision": "Precision of the flagged", "recall": "Recall of the flagged"}
     return facts + [(names[name], f"{value:.3f}") for name, value in figures.items()]
@@ -262,29 +304,9 @@ def _search(analysis: LabelAnalysis) -> dict[str, Any] | None:
     }
 
 
-def _cautions(analysis: LabelAnalysis) -> list[str]:
-    """What a reader must know before believing the list."""
-    cautions = []
-    if analysis.cut.separability < 0.72:
-        cautions.append(
-            f"The scores do not fall into two clear groups (separability "
-            f"{analysis.cut.separability:.2f}; one group has about 0.65): read the list from the "
-            "top, and do not trust the number of flagged samples."
-        )
-    influence = analysis.influence
-    if isinstance(influence, CovarianceInfluence):
-        search, agreement = influence.search, influence.reliability()
-        if search is not None and not search.found:
-            cautions.append(
-                "No learning rate kept the losses of the members under the cap: they may know too "
-                "little for their losses to mean much."
-            )
-        if agreement < 0.8:
-            cautions.append(
-                f"Two halves of the ensemble agree only in part (reliability {agreement:.2f}): add "
-                "members."
-            )
-    return cautions
+def told_share(share: Share) -> str:
+    """The share of wrong labels and its interval, as a reader sees it."""
+    return f"{share.value:.1%} (90 % interval {share.low:.1%} to {share.high:.1%})"
 
 
 def _look(trained: Trained, train: Batches, index: int) -> Any:
