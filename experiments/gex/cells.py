@@ -1,21 +1,24 @@
-"""Wrong labels in cells of (data, noise, regime, seed): GEX beside every simple score and the peers.
+"""Wrong labels in cells of (data, noise, regime, seed): the default beside every simple score and the peers.
 
     python experiments/gex/cells.py --data DATA --features CACHE --out experiments/gex/results
 
 Cells that have a result are skipped, so the run can be stopped and taken up again; `--only digits` runs those
-whose name contains the text, and `--again` runs GEX alone, in cells that have a result. `--table` prints what is
-there. One CPU thread, so that CPU seconds compare.
+whose name contains the text, and `--again` runs the default alone, in cells that have a result. `--table` prints
+what is there. One CPU thread, so that CPU seconds compare.
 
-Each cell trains its network (networks.py), asks GEX with its default settings, and writes AUC and average
-precision of every score with the CPU seconds that it cost beyond the training.
+Each cell trains its network (networks.py), asks `analyze_labels` with its default method, which is `Unlearning`, and
+writes AUC and average precision of every score with the CPU seconds that it cost beyond the training, and what the
+default says of probabilities, share and decision. A score named `gex` stands in cells that ran while GEX with a search
+for its rate was the default; it is kept, and not computed any more.
 """
 
 import argparse
 import json
+import math
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +30,14 @@ import peers
 import torch
 from torch import Tensor, nn
 
-from afterfit import GEX, Batches, Categorical, Problem, TrainingStream, otsu_cut
-from afterfit.evaluate import auc, average_precision, bootstrap, dip, two_component_mixture
-from afterfit.influence import CovarianceInfluence, baselines
+from afterfit import Batches, Categorical, Problem, TrainingStream, analyze_labels
+from afterfit.evaluate import auc, average_precision, bootstrap, dip, probability_cut
+from afterfit.influence import baselines
 from afterfit.influence.arnoldi import ArnoldiInfluence
 from afterfit.influence.projected import RandomProjection
 from afterfit.influence.tracin import TracIn
 from afterfit.problem import losses
+from afterfit.workflows.labels import LabelAnalysis
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,10 @@ def words_job(kind: str, folder: Path, rate: float, regime: str, seed: int) -> J
 def with_noise(
     kind: str, rate: float, inputs: Tensor, clean: Tensor, seed: int
 ) -> tuple[Tensor, Tensor]:
+    """Labels of a kind of noise, which may be `clean`, and which of them are wrong."""
     rng, num_classes = np.random.default_rng(seed), int(clean.max()) + 1
+    if kind == "clean":
+        return clean.clone(), torch.zeros(len(clean), dtype=torch.bool)
     if kind == "uniform":
         return noise.uniform(clean, rate, num_classes, rng)
     if kind == "asymmetric":
@@ -210,7 +217,7 @@ def run(name: str, folder: Path, cache: Path) -> dict:
         scores[label] = score()
         seconds[label] = time.process_time() - start
 
-    fitted, seconds_gex = by_gex(task, problem, batches, seed)
+    analysis, seconds_default = by_default(problem, batches, task.augment)
     measure("loss", lambda: baselines.loss_scores(problem, batches))
     measure("margin", lambda: baselines.margin_scores(problem, batches))
     measure("entropy", lambda: baselines.entropy_scores(problem, batches))
@@ -282,7 +289,7 @@ def run(name: str, folder: Path, cache: Path) -> dict:
             for label, values in scores.items()
         },
     }
-    return with_gex(result, fitted, seconds_gex, task.wrong)
+    return with_default(result, analysis, seconds_default, task.wrong)
 
 
 def start(task: Job, seed: int) -> tuple[networks.Trained, Problem, Batches]:
@@ -294,52 +301,102 @@ def start(task: Job, seed: int) -> tuple[networks.Trained, Problem, Batches]:
     return trained, problem, Batches((task.inputs, task.labels), 512)
 
 
-def by_gex(
-    task: Job, problem: Problem, batches: Batches, seed: int
-) -> tuple[CovarianceInfluence, float]:
-    """GEX with its default settings, and its CPU seconds."""
+def by_default(
+    problem: Problem, batches: Batches, augment: networks.Augment | None
+) -> tuple[LabelAnalysis, float]:
+    """What the default method says of the labels, and its CPU seconds."""
     begun = time.process_time()
-    fitted = GEX(seed=seed).fit(problem, batches, TrainingStream(batches, 128, task.augment))
-    fitted.self_scores()
-    return fitted, time.process_time() - begun
+    analysis = analyze_labels(problem, batches, fit=TrainingStream(batches, 128, augment))
+    return analysis, time.process_time() - begun
 
 
 def again(previous: dict[str, Any], folder: Path, cache: Path) -> dict[str, Any]:
-    """The cell with GEX as it is now; what the other scores gave stays."""
+    """The cell with the default as it is now; what the other scores gave stays.
+
+    `retrained` says whether the network came out as it was, and how long it took now.
+    """
     name = previous["cell"]
     task, seed = job(name, folder, cache), int(name.rsplit("-", 1)[1])
-    _, problem, batches = start(task, seed)
-    return with_gex(previous, *by_gex(task, problem, batches, seed), task.wrong)
+    trained, problem, batches = start(task, seed)
+    found = {"train_accuracy": trained.train_accuracy, "train_seconds": trained.cpu_seconds}
+    analysis, seconds = by_default(problem, batches, task.augment)
+    return with_default({**previous, "retrained": found}, analysis, seconds, task.wrong)
 
 
-def with_gex(
-    result: dict[str, Any], fitted: CovarianceInfluence, seconds: float, wrong: Tensor
+GONE = ("learning_rate", "search", "reliability", "otsu", "bic_gain_gex")
+"""What results of the former default hold beside the score `gex`."""
+
+
+def with_default(
+    result: dict[str, Any], analysis: LabelAnalysis, seconds: float, wrong: Tensor
 ) -> dict[str, Any]:
-    """Put what GEX found into the result of a cell."""
-    table, half, own = fitted.table, len(fitted.ensemble), fitted.self_scores()
-    cut = otsu_cut(own)
-    moved = (table.columns[:, :half] - table.trained[:, None]).square().mean(1)
-    scores = {
-        "gex": entry(own, wrong, seconds),
-        "published_moment": entry(moved, wrong, 0.0),
-        "mean_seen": entry(table.columns[:, half:].mean(1), wrong, 0.0),
+    """Put what the default found into the result of a cell."""
+    kept = {
+        label: found
+        for label, found in result["scores"].items()
+        if label not in ("published_moment", "mean_seen")
     }
     return {
-        **result,
-        "learning_rate": fitted.search.learning_rate,
-        "search": [[t.learning_rate, t.separability, t.median] for t in fitted.search.trials],
-        "reliability": fitted.reliability(),
-        "otsu": {
-            "flagged": int(cut.is_issue.sum()),
-            "precision": float(wrong[cut.is_issue].float().mean()),
-            "recall": float(cut.is_issue[wrong].float().mean()),
-            "estimated": cut.expected_wrong,
-            "separability": cut.separability,
-        },
-        "dip": {**result["dip"], "gex": dip_of(own)},
-        "bic_gain_gex": two_component_mixture(own.sqrt().double()).bic_gain,
-        "scores": {**result["scores"], **scores},
+        **{key: value for key, value in result.items() if key not in GONE},
+        "evidence": evidence(analysis, wrong, seconds),
+        "scores": {**kept, "unlearning": entry(analysis.scores.value, wrong, seconds)},
     }
+
+
+NUM_BINS = 10
+"""Of probabilities, equally wide, for reliability."""
+
+
+def evidence(analysis: LabelAnalysis, wrong: Tensor, seconds: float) -> dict[str, Any]:
+    """Probabilities, share and decisions beside the truth; None where the default knows none."""
+    found = analysis.evidence
+    assert found is not None
+    stated: dict[str, Any] = {"p_wrong": None, "share": None, "default": None, "fdr": None}
+    if found.share is not None:
+        p = found.p_wrong.cpu().double()
+        limited = probability_cut(p, found.scores.value, 0.1)
+        stated = {
+            "p_wrong": histogram(p, wrong),
+            "share": asdict(found.share),
+            "default": decided(analysis.decision().is_issue, wrong),
+            "fdr": decided(limited.is_issue, wrong),
+        }
+    return {
+        **stated,
+        "memory": known(found.memory),
+        "told_apart": known(found.told_apart),
+        "reliability": known(found.reliability),
+        "seconds": seconds,
+        "fallback": found.fallback,
+        "cautions": list(analysis.cautions),
+    }
+
+
+def histogram(p: Tensor, wrong: Tensor) -> dict[str, list[float]]:
+    """Samples, sum of the probabilities and number of wrong labels in bins of probability."""
+    bins = (p * NUM_BINS).long().clamp(0, NUM_BINS - 1)
+    return {
+        "count": bins.bincount(minlength=NUM_BINS).tolist(),
+        "sum": bins.bincount(p, NUM_BINS).tolist(),
+        "wrong": bins.bincount(wrong.double(), NUM_BINS).int().tolist(),
+    }
+
+
+def decided(flagged: Tensor, wrong: Tensor) -> dict[str, float | None]:
+    """How good a decision is; `false_discovery` is the share of right labels among the flagged, 0 for none."""
+    flagged = flagged.cpu()
+    num, hits = int(flagged.sum()), int((flagged & wrong).sum())
+    return {
+        "flagged": num,
+        "precision": hits / num if num else None,
+        "recall": hits / int(wrong.sum()) if bool(wrong.any()) else None,
+        "false_discovery": 1 - hits / num if num else 0.0,
+    }
+
+
+def known(value: float) -> float | None:
+    """The number, or None for NaN, which JSON does not have."""
+    return value if math.isfinite(value) else None
 
 
 def dip_of(scores: Tensor) -> float:
@@ -364,24 +421,56 @@ BILINEAR = ("gradient_norm", "random_projection", "tracin", "arnoldi", "kronflue
 
 
 def table(out: Path) -> None:
-    """Print a row for each cell: AP of GEX, loss, best bilinear, cleanlab; wins within one standard error."""
+    """Print a row for each cell: AP of the default and of its rivals; losses within one standard error."""
+    columns = ("loss", "margin", "bilin", "cleanl", "EL2N", "AUM", "oldGEX")
     print(
-        f"{'cell':34s} {'acc':>5s} {'GEX':>6s} {'±':>5s} {'loss':>6s} {'bilin':>6s} {'cleanl':>6s} {'EL2N':>6s} {'AUM':>6s}"
-        f" {'AUC':>6s} {'s GEX':>6s} {'s clean':>7s}  verdict"
+        f"{'cell':34s} {'acc':>5s} {'AP':>6s} {'±':>5s}"
+        + "".join(f" {column:>6s}" for column in columns)
+        + f" {'s':>6s} {'s oldG':>6s} {'s clean':>7s}  verdict"
     )
+    lost: dict[str, list[str]] = {"loss": [], "margin": [], "bilinear": [], "cleanlab": []}
+    ratios, shown, waiting = [], 0, []
     for path in sorted(out.glob("*.json")):
         found = json.loads(path.read_text())
-        ap = {label: entry["ap"] for label, entry in found["scores"].items()}
-        bilinear = max(ap[label] for label in BILINEAR if label in ap)
-        gex, error = ap["gex"], found["scores"]["gex"]["ap_stderr"]
-        rivals = {"loss": ap["loss"], "bilinear": bilinear, "cleanlab": ap["cleanlab"]}
-        lost = [label for label, value in rivals.items() if gex < value - error]
+        scores = found["scores"]
+        if "unlearning" not in scores:
+            waiting.append(found["cell"])
+            continue
+        shown += 1
+        ap = {label: score["ap"] for label, score in scores.items()}
+        own, error = ap["unlearning"], scores["unlearning"]["ap_stderr"]
+        ap["bilinear"] = max(ap[label] for label in BILINEAR if label in ap)
+        behind = [label for label in lost if label in ap and own < ap[label] - error]
+        for label in behind:
+            lost[label].append(found["cell"])
+        seconds = {label: score["seconds"] for label, score in scores.items()}
+        if "gex" in seconds:
+            ratios.append(seconds["unlearning"] / seconds["gex"])
+        rivals = ("loss", "margin", "bilinear", "cleanlab", "el2n", "aum", "gex")
         print(
-            f"{found['cell']:34s} {found['train_accuracy']:5.3f} {gex:6.3f} {error:5.3f} {ap['loss']:6.3f} {bilinear:6.3f}"
-            f" {ap['cleanlab']:6.3f} {ap['el2n']:6.3f} {ap['aum']:6.3f} {found['scores']['gex']['auc']:6.4f}"
-            f" {found['scores']['gex']['seconds']:6.1f} {found['scores']['cleanlab']['seconds']:7.1f}"
-            f"  {'lost to ' + ', '.join(lost) if lost else 'ok'}"
+            f"{found['cell']:34s} {found['train_accuracy']:5.3f} {own:6.3f} {error:5.3f}"
+            + "".join(f" {number(ap.get(label), 6, 3)}" for label in rivals)
+            + f" {seconds['unlearning']:6.1f} {number(seconds.get('gex'), 6, 1)}"
+            f" {number(seconds.get('cleanlab'), 7, 1)}"
+            f"  {'lost to ' + ', '.join(behind) if behind else 'ok'}"
         )
+    print(f"\n{shown} cells")
+    for label, names_lost in lost.items():
+        print(
+            f"lost to {label}: {len(names_lost)}{': ' if names_lost else ''}{', '.join(names_lost)}"
+        )
+    if ratios:
+        print(
+            f"CPU seconds over those of the old GEX: median {np.median(ratios):.2f}, largest "
+            f"{max(ratios):.2f} (measured at different times)"
+        )
+    if waiting:
+        print(f"{len(waiting)} cells wait for --again: {', '.join(waiting)}")
+
+
+def number(value: float | None, width: int, digits: int) -> str:
+    """A number in a column, or a dash."""
+    return f"{'-':>{width}s}" if value is None else f"{value:{width}.{digits}f}"
 
 
 def main() -> None:
@@ -391,7 +480,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--only", default="")
     parser.add_argument(
-        "--again", action="store_true", help="GEX alone, in cells that have a result"
+        "--again", action="store_true", help="the default alone, in cells that have a result"
     )
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
@@ -413,6 +502,9 @@ def main() -> None:
         temporary.write_text(json.dumps(result, indent=1))
         temporary.replace(path)
         brief = {k: round(v["ap"], 3) for k, v in result["scores"].items()}
+        now = result.get("retrained", result)["train_accuracy"]
+        if abs(now - result["train_accuracy"]) > 1e-6:
+            print(f"{name}: train accuracy {now}, was {result['train_accuracy']}: run it anew")
         print(f"{name} ({time.time() - begun:.0f} s) {brief}", flush=True)
 
 

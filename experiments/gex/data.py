@@ -15,13 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, make_friedman1
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10N = ("aggre", "random1", "random2", "random3", "worse")
 AG_NEWS = ("World", "Sports", "Business", "Sci/Tech")
+PNEUMONIA = ("normal", "pneumonia")
+PROPERTIES = ("even", "at least 5", "prime", "has a loop", "divisible by 3")
 TREC = ("description", "entity", "abbreviation", "human", "location", "number")
 
 
@@ -161,6 +164,63 @@ def trec(data: Path) -> Dataset:
     return Dataset(*parts, classes=TREC)
 
 
+def pneumonia(data: Path) -> Dataset:
+    """Chest X-rays of PneumoniaMNIST, 28 x 28, 2 classes; 3882 training and 624 test images."""
+    parts = []
+    with np.load(Path(data) / "pneumonia" / "pneumoniamnist.npz") as file:
+        for name in ("train", "test"):
+            images = file[f"{name}_images"].reshape(-1, 1, 28, 28)
+            parts += [_scale(images / 255.0), _classes(file[f"{name}_labels"].ravel())]
+    return Dataset(*parts, classes=PNEUMONIA)
+
+
+def banking77(data: Path, train_size: int | None = None, seed: int = 0) -> Dataset:
+    """Questions to a bank, 77 intents; a random part of the training questions, or all in order."""
+    train, test = (
+        _rows(Path(data) / "text" / f"banking77_{name}.csv") for name in ("train", "test")
+    )
+    classes = tuple(sorted({row["category"] for row in train}))
+    if train_size is not None:
+        chosen = np.random.default_rng(seed).permutation(len(train))[:train_size]
+        train = [train[i] for i in chosen]
+    parts = []
+    for rows in (train, test):
+        labels = _classes([classes.index(row["category"]) for row in rows])
+        parts += [tuple(row["text"] for row in rows), labels]
+    return Dataset(*parts, classes=classes)
+
+
+def word_weights(texts: Sequence[str], size: int = 2000, scale: float = 10.0) -> Tensor:
+    """TF-IDF of the most frequent words (N, size), enlarged so that SGD at a common rate moves."""
+    found = TfidfVectorizer(max_features=size, sublinear_tf=True, min_df=2).fit_transform(texts)
+    return torch.tensor(scale * found.toarray(), dtype=torch.float32)
+
+
+def friedman(size: int = 1500, noise: float = 0.5, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Friedman's first regression problem: inputs (N, 10) and targets (N, 1), standardized."""
+    return _standardized(*make_friedman1(size, noise=noise, random_state=seed))
+
+
+def diabetes() -> tuple[Tensor, Tensor]:
+    """Progress of diabetes of scikit-learn: inputs (442, 10) and targets (442, 1), standardized."""
+    return _standardized(*load_diabetes(return_X_y=True))
+
+
+def digit_properties() -> tuple[Tensor, Tensor]:
+    """All digits of scikit-learn, flat and centered (1797, 64), and five properties (1797, 5), 0 or 1."""
+    pixels, digit = load_digits(return_X_y=True)
+    inputs = pixels / 16 - (pixels / 16).mean(0)
+    true = [
+        digit % 2 == 0,
+        digit >= 5,
+        np.isin(digit, (2, 3, 5, 7)),
+        np.isin(digit, (0, 6, 8, 9)),
+        digit % 3 == 0,
+    ]
+    targets = np.stack(true, 1)
+    return torch.tensor(inputs, dtype=torch.float32), torch.tensor(targets, dtype=torch.float32)
+
+
 def vocabulary(texts: Sequence[str], size: int = 1000) -> dict[str, int]:
     """Most frequent words, numbered from 2: 0 is padding and 1 any other word."""
     counts = Counter(word for text in texts for word in text.lower().split())
@@ -179,6 +239,11 @@ def tokens(texts: Sequence[str], words: dict[str, int], length: int = 64) -> Ten
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def _standardized(inputs: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor]:
+    inputs, targets = ((rows - rows.mean(0)) / rows.std(0) for rows in (inputs, targets[:, None]))
+    return torch.tensor(inputs, dtype=torch.float32), torch.tensor(targets, dtype=torch.float32)
 
 
 def _decode(stream: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The command line and its main commands: ``afterfit labels``, ``demo`` and ``cite``."""
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -121,37 +122,34 @@ def labels(
     """Rank the training labels by how probably they are wrong, and write a report."""
     set_threads(threads)
     where, rate = _cut(cut)
-    trained = load_trained(factory) if _known_method(method) else None
-    assert trained is not None
-    cost = trained.epochs if budget is None else budget
     if method == "unlearning":
-        chosen: Any = Unlearning(budget=cost, batch_size=batch_size, seed=seed)
+        chosen: Any = Unlearning(budget=budget, batch_size=batch_size, seed=seed)
     elif method == "gex":
         chosen = GEX(
-            members=members, learning_rate=_rate(learning_rate), budget=cost,
+            members=members, learning_rate=_rate(learning_rate), budget=budget,
             batch_size=batch_size, seed=seed,
         )  # fmt: skip
     elif method == "gex-published":
         chosen = published(members=members, seed=seed)
-    else:
+    elif method in SCORES:
         chosen = SCORES[method]
+    else:
+        message = (
+            f"--method is '{method}', expected unlearning, gex, gex-published, {', '.join(SCORES)}"
+        )
+        raise ValueError(message)
     recorded = None if trace is None else TrainingTrace.load(trace)
-    if recorded is not None and method == "unlearning":
-        chosen = None
+    trained = load_trained(factory)
+    if method in ("unlearning", "gex") and budget is None:
+        chosen = replace(chosen, budget=trained.epochs)
+    if method == "unlearning" and recorded is not None:
+        chosen = None  # the trace is the score, and nothing is trained
     _tell(
         run_labels(
             trained, out, chosen, where, rate, recorded, title=f"Labels of {factory}", say=say
         ),
         trained,
     )
-
-
-def _known_method(method: str) -> bool:
-    known = ("unlearning", "gex", "gex-published", *SCORES)
-    if method not in known:
-        message = f"--method is '{method}', expected {', '.join(known)}"
-        raise ValueError(message)
-    return True
 
 
 @app.command()

@@ -231,7 +231,8 @@ class GEX:
         if folder is None:
             return MemoryStore()
         search = (self.learning_rate, self.max_trials, self.cap)
-        reading = (named(stream.augment), stream.samples_per_step, stream.num_samples)
+        given = named((stream.augment, stream.targets))
+        reading = (given, stream.samples_per_step, stream.num_samples)
         key = settings_key(problem, train.fingerprint(), sampler.key(), search, reading)
         return MemberStore(Path(folder) / "members", key)
 

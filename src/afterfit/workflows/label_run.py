@@ -179,7 +179,7 @@ def _toml(method: Any, analysis: LabelAnalysis, facts: dict[str, Any]) -> str:
         used["sampler"] = {"name": type(sampler).__name__, **_fields(sampler)}
     asked = {name: value for name, value in _fields(method).items() if name not in used}
     sections = {
-        "method": {"name": getattr(method, "__name__", type(method).__name__), **asked},
+        "method": {"name": _name(method), **asked},
         **used,
         "input": facts,
         "versions": {"python": platform.python_version(), **versions},
@@ -191,6 +191,12 @@ def _toml(method: Any, analysis: LabelAnalysis, facts: dict[str, Any]) -> str:
         lines += [f"{name} = {_toml_value(value)}" for name, value in known.items()]
         lines.append("")
     return "\n".join(lines)
+
+
+def _name(method: Any) -> str:
+    if method is None:
+        return "mean loss of a training trace"
+    return getattr(method, "__name__", type(method).__name__)
 
 
 def _fields(method: Any) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import copy
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import accumulate, cycle
 from typing import Any, final
 
 import pytest
@@ -297,22 +299,71 @@ class Branching(nn.Module):
         return found if found.sum() > 0 else -found
 
 
-def test_what_cannot_be_trained_together_is_trained_alone():
+def test_what_cannot_be_trained_together_says_so_and_is_trained_alone_by_default():
     problem = Problem.from_module(Branching().double(), Gaussian())
     fit = TrainingStream(make_data("mlp", "gaussian"), 3)
-    starts = [Start(trained(problem), seed) for seed in (0, 1)]
-    long = replace(RULE, steps=16)
-    with pytest.raises(RuntimeError):
-        train_together(problem, starts, fit, long)
-    assert faster_way(problem, starts, fit, long) is train_alone
+    sampler = GeometricEnsemble(members=2, chains=2, steps=16, learning_rate=0.1)
+    with pytest.raises(RuntimeError, match="vmap"):
+        list(replace(sampler, way="together").walk(problem, fit))
+    assert len(list(sampler.walk(problem, fit))) == 2
+    assert len(list(replace(sampler, way="fastest").walk(problem, fit))) == 2
 
 
-def test_the_faster_way_is_one_of_both_and_alone_for_one_chain():
-    _, problem, data = parts("linear")
-    fit, long = TrainingStream(data, 3), replace(RULE, steps=16)
-    starts = [Start(trained(problem), seed) for seed in (0, 1)]
-    assert faster_way(problem, starts, fit, long) in (train_alone, train_together)
-    assert faster_way(problem, starts[:1], fit, long) is train_alone
+def clock(ticks: Iterable[float]) -> Callable[[], float]:
+    """A clock of which each interval has the next of these lengths, again and again."""
+    return accumulate(cycle(ticks)).__next__
+
+
+@pytest.mark.parametrize("way", ["fastest", "alone"])
+def test_no_clock_decides_what_the_members_of_several_chains_are(
+    way: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """Dropout draws otherwise where chains are trained together; alone is what both mean."""
+    _, problem, data = parts("mlp")
+    fit = TrainingStream(data, 3)
+    sampler = GeometricEnsemble(members=4, chains=2, steps=16, learning_rate=0.1, way=way)
+    found = []
+    for ticks in ((1, 9, 1, 1), (1, 1, 1, 9)):
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "perf_counter", clock(ticks))
+            found.append(list(sampler.walk(problem, fit)))
+    found.append(list(replace(sampler, way="alone").walk(problem, fit)))
+    for one, *others in zip(*found, strict=True):
+        for other in others:
+            assert all(torch.equal(one.params[n], other.params[n]) for n in problem.params)
+
+
+class Scaled(nn.Module):
+    """A linear network whose scale is a parameter without axes, beside one without entries."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.layer = nn.Linear(3, 2)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.empty = nn.Parameter(torch.zeros(0, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.layer(x) + self.empty.sum()
+
+
+@both_ways
+@pytest.mark.parametrize("clip", [None, 0.2])
+def test_parameters_without_axes_are_clipped_with_the_others(
+    train: Callable[..., list[Stop]], clip: float | None
+):
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(2)
+        module = Scaled().double()
+    problem = Problem.from_module(module, Gaussian())
+    fit, rule = TrainingStream(make_data("mlp", "gaussian"), 3), replace(RULE, clip=clip)
+
+    stops = train(problem, [Start(trained(problem), seed) for seed in (1, 2)], fit, rule)
+
+    for stop, seed in zip(stops, (1, 2), strict=True):
+        state, seen = by_hand(module, problem, fit, seed, rule)
+        for name, value in stop.params.items():
+            assert_close(value, state[name], rtol=1e-10, atol=1e-10)
+        assert_close(stop.seen, seen, equal_nan=True, rtol=1e-10, atol=1e-10)
 
 
 def test_schedules_begin_and_end_where_they_should():
