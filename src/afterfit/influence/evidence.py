@@ -183,7 +183,7 @@ def judged(
     return LabelEvidence(
         scores=Scores(combined, _stderr(chains, combined)),
         p_wrong=p_wrong,
-        share=Share(value, min(share.low, value), max(share.high, value)),
+        share=Share(value, min(share.low, value), min(1.0, max(share.high, value))),
         memory=1 - forgotten,
         told_apart=told_apart,
         reliability=agreement,
@@ -211,18 +211,22 @@ def _calibrated(problem: Problem, chains: list[Chain]) -> tuple[Float[Tensor, " 
         by_score = fit_planted(chain.score[chain.planted], chain.score[chain.rest])
         mixed = 0.5 * (by_doubt.log_odds(chain.doubt) + by_score.log_odds(chain.score))
         odds.append(_SLOPE * mixed.clamp(-14, 14) + _SHIFT)
-        contradicted = _contradicted(problem, chain, by_doubt)
+        contradicted, error = _contradicted(problem, chain, by_doubt)
         lows += chain.weight * max(0.0, by_doubt.low - _HARD * contradicted) / mass
-        highs += chain.weight * max(by_doubt.high, contradicted) / mass
+        highs += chain.weight * max(by_doubt.high, contradicted + 1.645 * error) / mass
     return torch.logit(_averaged(chains, [torch.sigmoid(o) for o in odds])), Share(0, lows, highs)
 
 
-def _contradicted(problem: Problem, chain: Chain, fit: PlantedFit) -> float:
-    """Share of the labels that members contradict, over the part of planted ones that they do."""
+def _contradicted(problem: Problem, chain: Chain, fit: PlantedFit) -> tuple[float, float]:
+    """Share of the labels that members contradict, over the part of planted ones, and its error."""
     if not names_classes(problem.likelihood):
-        return fit.high
-    found = max(0.2, float((chain.doubt[chain.planted] > 0).double().mean()))
-    return min(1.0, float((chain.doubt[chain.rest] > 0).double().mean()) / found)
+        return fit.high, 0.0
+    num_planted, num = int(chain.planted.sum()), int(chain.rest.sum())
+    of_planted = max(0.2, float((chain.doubt[chain.planted] > 0).double().mean()))
+    of_rest = float((chain.doubt[chain.rest] > 0).double().mean())
+    value = min(1.0, of_rest / of_planted)
+    drawn = (1 - of_rest) / max(1.0, num * of_rest) + (1 - of_planted) / (num_planted * of_planted)
+    return value, value * math.sqrt(drawn)
 
 
 def _never_falling(p: Float[Tensor, " N"], score: Float[Tensor, " N"]) -> Float[Tensor, " N"]:

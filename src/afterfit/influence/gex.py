@@ -65,7 +65,8 @@ class GEX:
         As in :class:`~afterfit.sampling.GeometricEnsemble`; ``steps=None`` is two epochs a member.
     learning_rate
         The temperature: ``"auto"`` searches for the rate at which the losses fall into two groups
-        most clearly (:mod:`afterfit.sampling.temperature`); or a number.
+        most clearly (:mod:`afterfit.sampling.temperature`) while members know more than a constant
+        prediction does; or a number.
     weight_decay
         L2 pull while members train; ``"auto"`` is what
         :func:`~afterfit.sampling.temperature.forgetting` says, which for embeddings without
@@ -258,8 +259,9 @@ class GEX:
         if not search.found:
             warnings.warn(
                 "no learning rate keeps the median training loss under "
-                f"{search.cap:.3g} nats: the members may know too little; give learning_rate a "
-                "number, raise cap, or train the network longer",
+                f"{search.cap:.3g} nats and the mean under that of a constant prediction: the "
+                "members may know too little; give learning_rate a number, raise cap, or train the "
+                "network longer",
                 stacklevel=3,
             )
         if search.learning_rate in made:

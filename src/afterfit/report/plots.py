@@ -27,15 +27,19 @@ def score_histogram(
     Parameters
     ----------
     scores
-        One per sample, large = suspicious; placed by their square root (with their sign).
+        One per sample, large = suspicious; placed by their square root if none is negative, as
+        squares are, and as they are otherwise.
     threshold
         Scores above it are issues; None where nothing says where to cut.
     truth
         True where the label is known to be wrong, when it is known.
     """
-    values = _signed_sqrt(np.asarray(scores, dtype=np.float64))
+    numbers = np.asarray(scores, dtype=np.float64)
+    squares = not len(numbers) or numbers.min() >= 0
+    place = _signed_sqrt if squares else _unchanged
+    values = place(numbers)
     limit = np.inf if threshold is None else threshold
-    cut = float(_signed_sqrt(np.array([limit], dtype=np.float64))[0])
+    cut = float(place(np.array([limit], dtype=np.float64))[0])
     edges = _edges(values if threshold is None else np.append(values, cut), num_bins)
     wrong = None if truth is None else np.asarray(truth, dtype=bool)
     above = int(np.sum(values > cut))
@@ -60,11 +64,16 @@ def score_histogram(
         axes.set_ylim(bottom=0.7)
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        _square_root_ticks(axes, edges)
-        axes.set_xlabel("score (square-root scale)")
+        if squares:
+            _square_root_ticks(axes, edges)
+        axes.set_xlabel("score (square-root scale)" if squares else "score")
         axes.set_ylabel("samples")
         figure.legend(loc="outside upper right", ncols=2, borderpad=0)
         return inline_svg(figure, "Distribution of the scores", description)
+
+
+def _unchanged(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values
 
 
 def inspection_curve_plot(

@@ -39,7 +39,6 @@ from afterfit.sampling.walk import (
     Start,
     Step,
     Stop,
-    faster_way,
     stages_of,
     train_alone,
     train_together,
@@ -47,7 +46,7 @@ from afterfit.sampling.walk import (
 from afterfit.typing import Params
 
 _RECALIBRATION_PASSES = 50
-_WAYS = {"alone": train_alone, "together": train_together}
+_WAYS = {"alone": train_alone, "together": train_together, "fastest": train_alone}
 
 
 def cosine(step: int, steps: int) -> float:
@@ -127,9 +126,10 @@ class GeometricEnsemble:
         ``"kept"``: the running statistics that training leaves; ``"recalibrated"``: re-estimated
         by a pass in training mode at the member's parameters.
     way
-        Chains are trained ``"alone"``, ``"together"`` (stacked, by vmap), or as a trial of two
-        steps finds faster: ``"fastest"``. The two differ by rounding, which a long walk amplifies,
-        and in what dropout draws: choose one where runs must agree to the bit.
+        Chains are trained ``"alone"``, one after another, or ``"together"`` (stacked, by vmap),
+        which may be faster for small networks. The two differ by rounding, which a long walk
+        amplifies, and in what dropout draws. ``"fastest"`` is accepted and means ``"alone"``: no
+        clock decides, so the seed alone says what the members are.
     seed
         Of the order of the data, the augmentation and dropout.
 
@@ -150,7 +150,7 @@ class GeometricEnsemble:
     chains: int = 1
     restart: Literal["continue", "trained"] = "continue"
     batch_norm: Literal["kept", "recalibrated"] = "kept"
-    way: Literal["fastest", "alone", "together"] = "fastest"
+    way: Literal["alone", "together", "fastest"] = "alone"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -203,7 +203,6 @@ class GeometricEnsemble:
         """
         trained = {**problem.params, **problem.buffers}
         last: dict[int, Params] = dict.fromkeys(range(self.chains), trained)
-        way = None if self.way == "fastest" else _WAYS[self.way]
         order = self.order()
         for first in range(0, len(order), self.chains):
             stage = order[first : first + self.chains]
@@ -211,11 +210,8 @@ class GeometricEnsemble:
             missing = [key for key, member in zip(stage, ready, strict=True) if member is None]
             starts = [Start(last[c], self._seed_of(c, s)) for c, s in missing]
             rule = self.rule(fit)
-            if missing and way is None:
-                way = faster_way(problem, starts, fit, rule) if self.step is None else train_alone
-            stops = (
-                stages_of(way or train_alone, problem, starts, fit, rule) if missing else iter(())
-            )
+            way = _WAYS[self.way]
+            stops = stages_of(way, problem, starts, fit, rule) if missing else iter(())
             for (chain, number), found in zip(stage, ready, strict=True):
                 member = found or self._member(problem, fit, chain, number, next(stops))
                 if store is not None and found is None:

@@ -3,15 +3,24 @@
 Too cold and the members stay in the basin that memorized the training set; too hot and they know
 nothing. In between, the losses of the samples fall into two groups, and the rate at which they do
 so most clearly is taken: Otsu's separability of the losses, under a cap on the median loss.
+
+Losses also differ by what the target is: a constant prediction of two classes has two losses. So
+they are centered among samples with like targets, and a member must know more than a constant.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import singledispatch
 from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from afterfit.evaluate.separation import otsu
 from afterfit.problem.data import Batches, TrainingStream
 from afterfit.problem.ensemble import Member
+from afterfit.problem.likelihood import Bernoulli, Categorical, Gaussian, Likelihood, Poisson
 from afterfit.problem.persample import losses
 from afterfit.problem.problem import Problem
 from afterfit.sampling.geometric import GeometricEnsemble, adamw
@@ -26,6 +35,14 @@ HOTTEST_ADAM = 0.1
 _LEVEL = 0.01  # separabilities of single members differ by about as much from seed to seed
 
 _ONE_GROUP = 0.66  # separability of one exponential or normal population, and a little
+
+_KNOWS_NOTHING = 0.95  # share of the loss of a constant at which a member knows too little
+
+_SMALLEST_CLASS = 5  # samples from which a median is taken
+
+_NUM_GROUPS = 10  # of targets that are numbers
+
+_ROUNDING = 32  # units in the last place of the largest loss
 
 
 def forgetting(problem: Problem, sampler: GeometricEnsemble) -> GeometricEnsemble:
@@ -63,8 +80,9 @@ def first_rate(sampler: GeometricEnsemble) -> float:
 class Trial:
     """What one member at one rate shows.
 
-    ``separability`` is Otsu's η of the losses (a single normal population has 0.64); ``median`` is
-    the median loss in nats. ``admissible`` says whether the median is under the cap.
+    ``separability`` is Otsu's η of the losses, centered among like targets (a single normal
+    population has 0.64); ``median`` is the median loss in nats. ``admissible`` says whether the
+    median is under the cap, and the mean under that of a constant prediction.
     """
 
     learning_rate: float
@@ -144,7 +162,7 @@ def find_learning_rate(
         trials[position] = _try(
             problem, train, fit, replace(sampler, learning_rate=rate), most, made
         )
-        say(_told(trials[position]))
+        say(_told(trials[position], most))
         position = _next(trials, limit)
     ordered = tuple(trials[k] for k in sorted(trials))
     return RateSearch(ordered, most, _chosen(ordered).learning_rate), made
@@ -176,8 +194,89 @@ def _try(
     except (Diverged, ValueError):  # losses that are not finite
         return Trial(rate, 0.0, float("inf"), admissible=False)
     made[rate] = member
-    median = float(column.median())
-    return Trial(rate, otsu(column).separability, median, admissible=median < cap)
+    median, targets = float(column.median()), train.targets()
+    apart = separability(problem.likelihood, targets, column)
+    knows = float(column.double().mean()) < _ceiling(problem.likelihood, targets)
+    return Trial(rate, apart, median, admissible=median < cap and knows)
+
+
+def separability(likelihood: Likelihood, y: Tensor, column: Float[Tensor, " N"]) -> float:
+    """Otsu's separability of losses less the median of their class, 0 to 1.
+
+    The class is the given one; of targets that are numbers, a tenth of the samples by their order.
+    A class of fewer than 5 samples takes the median of all. With several outputs, and for the
+    user's own loss, the losses are taken as they are.
+    """
+    group = _like(likelihood, y)
+    if group is None:
+        return otsu(column).separability
+    column = column.detach().cpu()
+    center = column.median().repeat(len(column))
+    for members in group.argsort(stable=True).split(group.bincount().tolist()):
+        if len(members) >= _SMALLEST_CLASS:
+            center[members] = column[members].median()
+    centered = column - center
+    rounding = _ROUNDING * torch.finfo(column.dtype).eps * column.abs().max()
+    return otsu(centered).separability if bool(centered.abs().max() > rounding) else 0.0
+
+
+@singledispatch
+def _like(likelihood: Likelihood, y: Tensor) -> Int[Tensor, " N"] | None:  # noqa: ARG001
+    """Number of the class of each sample, from 0; None where there are no classes."""
+    return None
+
+
+@_like.register
+def _(likelihood: Categorical, y: Tensor) -> Int[Tensor, " N"]:  # noqa: ARG001
+    return y.detach().cpu().long()
+
+
+@_like.register
+def _(likelihood: Bernoulli | Gaussian | Poisson, y: Tensor) -> Int[Tensor, " N"] | None:  # noqa: ARG001
+    """By the middle rank of each value: equal targets stay together, also where two make all."""
+    rows = y.detach().cpu().reshape(len(y), -1)
+    if rows.shape[1] != 1:
+        return None
+    _, value, counts = rows[:, 0].unique(return_inverse=True, return_counts=True)
+    middle = counts.cumsum(0) - counts.double() / 2
+    return (_NUM_GROUPS * middle / len(y)).long()[value]
+
+
+def _ceiling(likelihood: Likelihood, y: Tensor) -> float:
+    """Mean loss in nats at which a member knows hardly more than the best constant does.
+
+    It is 0.95 of the loss of that constant, beyond what a perfect prediction pays as well; without
+    a bound for the user's own loss, which has no such constant.
+    """
+    try:
+        constant = likelihood.null_outputs(y)
+    except TypeError:
+        return float("inf")
+    nothing = float(likelihood.loss(constant, y).double().mean())
+    exact = _exact(likelihood, y)
+    least = 0.0 if exact is None else float(likelihood.loss(exact, y).mean())
+    return nothing - (1 - _KNOWS_NOTHING) * abs(nothing - least)
+
+
+@singledispatch
+def _exact(likelihood: Likelihood, y: Tensor) -> Float[Tensor, "N C"] | None:  # noqa: ARG001
+    """Outputs that predict every target; None where they pay nothing."""
+    return None
+
+
+@_exact.register
+def _(likelihood: Bernoulli, y: Tensor) -> Float[Tensor, "N C"]:  # noqa: ARG001
+    return torch.logit(y.double().reshape(len(y), -1), eps=1e-9)  # targets may be soft
+
+
+@_exact.register
+def _(likelihood: Gaussian, y: Tensor) -> Float[Tensor, "N C"]:  # noqa: ARG001
+    return y.double().reshape(len(y), -1)
+
+
+@_exact.register
+def _(likelihood: Poisson, y: Tensor) -> Float[Tensor, "N C"]:  # noqa: ARG001
+    return y.double().reshape(len(y), -1).clamp_min(1e-9).log()
 
 
 def _merit(trial: Trial) -> tuple[bool, float]:
@@ -201,8 +300,10 @@ def _next(trials: dict[int, Trial], limit: float) -> int | None:
     return coldest - 1 if best == coldest and coldest > 0 else None
 
 
-def _told(trial: Trial) -> str:
-    verdict = "" if trial.admissible else " (median loss above the cap)"
+def _told(trial: Trial, cap: float) -> str:
+    above = trial.median >= cap
+    reason = "median loss above the cap" if above else "knows hardly more than a constant"
+    verdict = "" if trial.admissible else f" ({reason})"
     return (
         f"learning rate {trial.learning_rate:g}: separability {trial.separability:.3f}, median "
         f"loss {trial.median:.3f}{verdict}"

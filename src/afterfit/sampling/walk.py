@@ -1,13 +1,13 @@
 """One stage of a walk: training goes on from given parameters for a number of steps.
 
 A stage trains one chain by itself, or several at once by mapping over stacked parameters. Both do
-the same arithmetic; which is faster depends on the network and is found by :func:`faster_way`.
+the same arithmetic up to rounding; dropout draws other numbers, and which is faster depends on the
+network and the device. The user says which: nothing here looks at a clock.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 
 from afterfit.problem._autodiff import over_members
 from afterfit.problem.data import Batch, TrainingStream
+from afterfit.problem.persample import flat_after
 from afterfit.problem.problem import Problem, move
 from afterfit.problem.randomness import preserved_random_state
 from afterfit.typing import Params
@@ -163,7 +164,7 @@ def _require_finite(losses: Tensor, rule: Rule) -> None:
 
 def _clip(gradients: list[Tensor], limit: float) -> None:
     """Scale each chain's gradient so that its norm is at most ``limit``."""
-    squares = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
+    squares = torch.stack([flat_after(1, g).square().sum(1) for g in gradients]).sum(0)
     scale = (limit / squares.sqrt().clamp_min(1e-12)).clamp_max(1.0)
     for gradient in gradients:
         gradient.mul_(scale.view(-1, *(1 for _ in gradient.shape[1:])))
@@ -185,28 +186,6 @@ class _Seen:
 
     def means(self) -> Float[Tensor, "chains N"]:
         return self.total / self.count.where(self.count > 0, torch.nan)
-
-
-def faster_way(
-    problem: Problem, starts: Sequence[Start], fit: TrainingStream, rule: Rule
-) -> Callable[..., list[Stop]]:
-    """Time two steps of both ways on real batches, and return the faster one that works."""
-    if len(starts) == 1 or rule.steps < 16:
-        return train_alone
-    short = Rule(2, rule.learning_rate, rule.schedule, rule.step, rule.clip)
-    alone = _seconds(lambda: train_alone(problem, starts, fit, short))
-    try:
-        together = _seconds(lambda: train_together(problem, starts, fit, short))
-    except RuntimeError:  # an operation without a batching rule, or batches of unequal shapes
-        return train_alone
-    return train_together if together < alone else train_alone
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    run()
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
 
 
 def stages_of(
