@@ -22,8 +22,10 @@ from afterfit.problem.data import Batches
 from afterfit.problem.persample import outputs
 from afterfit.problem.problem import Problem
 
-_SLOPE, _SHIFT = 1.5, -0.25  # of the log odds of the two fits
+_SLOPE, _SHIFT = 1.3, -0.3  # of the log odds of the two fits
 _HARD = 0.25  # of the labels that members contradict, so many may only be hard
+_OWN_WEIGHT = 3.0  # of the own loss of a regression: its hot members lose more of what it knew
+_AGREEING = 0.6  # reliability of the ranking below which it is doubted
 _TOLD_APART = 0.6  # AUC of planted labels below which nothing was told apart
 
 
@@ -150,11 +152,13 @@ def judged(
     mean = _averaged(chains, [chain.mean for chain in chains])
     agreement = _agreement(chains)
     bar = _TOLD_APART + chance
-    if told_apart < bar:
+    least = min(chain.told_apart for chain in chains)
+    if told_apart < bar or (least < bar and agreement < _AGREEING):
         reason = (
             f"the walks cannot tell {num_planted} planted wrong labels from the others (AUC "
-            f"{told_apart:.2f}, expected above {bar:.2f}): labels may be "
-            "random, or the network may have learned nothing that samples share"
+            f"{least:.2f} to {told_apart:.2f}, expected above {bar:.2f}), or do not agree "
+            f"(reliability {agreement:.2f}): labels may be random, or the network may have learned "
+            "nothing that samples share"
         )
         evidence = by_loss(problem, train, own, reason)
         return replace(
@@ -168,13 +172,14 @@ def judged(
     ).amax(1)
     plain = doubt if sums_outputs(problem.likelihood, mean) else own
     forgotten = _unmemorized(score, plain, hot)
+    weight = 1.0 if names_classes(problem.likelihood) else _OWN_WEIGHT
     free = 0.5 * (standard(plain, everything) + standard(doubt, everything))
-    combined = standard(score, everything) + forgotten * free
+    combined = standard(score, everything) + weight * forgotten * free
     telling = [c if c.told_apart >= bar else replace(c, weight=1e-9) for c in chains]
     odds, share = _calibrated(problem, telling)
     p_wrong = _never_falling(torch.sigmoid(odds), combined)
     cautions = [*told]
-    if agreement < 0.6:
+    if agreement < _AGREEING:
         cautions.append(
             f"The two walks agree only in part on the ranking (reliability {agreement:.2f}): look "
             "at more than the first rows, or give a larger budget."

@@ -343,6 +343,8 @@ def _(setting: bytes, name: Callable[[Any], str]) -> list[str]:  # noqa: ARG001
 
 @_parts.register(Tensor)
 def _(setting: Tensor, name: Callable[[Any], str]) -> list[str]:
+    if setting.layout is not torch.strided:
+        return _parts.dispatch(object)(setting, name)
     values = setting.detach().cpu().resolve_conj().resolve_neg().contiguous().view(-1)
     found = name(values.view(torch.uint8).numpy().tobytes())
     return [str(setting.dtype), str(tuple(setting.shape)), found]
