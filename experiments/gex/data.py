@@ -164,13 +164,19 @@ def trec(data: Path) -> Dataset:
     return Dataset(*parts, classes=TREC)
 
 
-def pneumonia(data: Path) -> Dataset:
-    """Chest X-rays of PneumoniaMNIST, 28 x 28, 2 classes; 3882 training and 624 test images."""
+def pneumonia(data: Path, train_size: int | None = None, seed: int = 0) -> Dataset:
+    """Chest X-rays of PneumoniaMNIST, 28 x 28, one in ten normal; 3882 training and 624 test images.
+
+    The files are sorted by class: a part of the training images is drawn at random.
+    """
     parts = []
     with np.load(Path(data) / "pneumonia" / "pneumoniamnist.npz") as file:
-        for name in ("train", "test"):
-            images = file[f"{name}_images"].reshape(-1, 1, 28, 28)
-            parts += [_scale(images / 255.0), _classes(file[f"{name}_labels"].ravel())]
+        for name, size in (("train", train_size), ("test", None)):
+            images, labels = file[f"{name}_images"], file[f"{name}_labels"].ravel()
+            if size is not None:
+                chosen = np.random.default_rng(seed).permutation(len(labels))[:size]
+                images, labels = images[chosen], labels[chosen]
+            parts += [_scale(images.reshape(-1, 1, 28, 28) / 255.0), _classes(labels)]
     return Dataset(*parts, classes=PNEUMONIA)
 
 

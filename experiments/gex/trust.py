@@ -42,7 +42,7 @@ DEVELOPED = (
 """Data on which constants of the method were chosen; all others are unseen."""
 
 UNUSUAL = ("random", "oneclass", "small")
-"""Situations in which nothing can be calibrated; not in the summary."""
+"""Situations in which the default should say that it knows nothing; told apart from the summary."""
 
 Result = dict[str, Any]
 
@@ -108,7 +108,7 @@ def job(
     peak_rate, augment, convolutional = 0.1, networks.jitter(0.3), False
     hidden = (256,)
     if kind == "pneumonia":
-        loaded = sets.pneumonia(folder)
+        loaded = sets.pneumonia(folder, 1500 if regime == "small" else None)
         inputs, clean = loaded.inputs, loaded.labels
         augment, convolutional = networks.shift(2, "constant"), True
     elif kind == "bank":
@@ -135,7 +135,6 @@ def job(
     width = inputs[0].numel()
     make: Callable[[int], nn.Module] = lambda s: networks.mlp(width, num_classes, hidden, seed=s)  # noqa: E731
     if regime == "small":
-        inputs, clean = inputs[:1500], clean[:1500]
         how = networks.Regime(6, None)
         make = lambda s: networks.cnn((1, 28, 28), num_classes, width=8, hidden=32, seed=s)  # noqa: E731
     else:
@@ -296,13 +295,22 @@ def table(out: Path) -> None:
         if group:
             print(f"\n{title}: {len(group)} cells")
             summary(group)
+    print()
     for result in results:
         if kinds[id(result)] in UNUSUAL:
-            found = result["evidence"]
-            said = (
-                found["fallback"] or f"{found['default']['flagged']} of {result['samples']} flagged"
-            )
-            print(f"\nUnusual, {result['cell']}: {said}")
+            print(f"Unusual, {result['cell']}: {said(result)}")
+
+
+def said(result: Result) -> str:
+    """What the default says in an unusual situation, and where that misses the truth."""
+    found, share = result["evidence"], result["evidence"]["share"]
+    if share is None:
+        return f"ranked list only, {found['fallback']}"
+    verdict = "covers" if covered(result) else "MISSES"
+    return (
+        f"{found['default']['flagged']} of {result['samples']} flagged, share [{share['low']:.3f}, "
+        f"{share['high']:.3f}] {verdict} the true {result['wrong']:.3f}; {' '.join(found['cautions'])}"
+    )
 
 
 def row(result: Result) -> str:

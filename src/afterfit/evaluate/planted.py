@@ -22,7 +22,6 @@ Values = NDArray[np.float64]
 
 _GROUPS = 2048  # scores of the data are averaged in so many groups of like size
 _DROP = 1.353  # half of the 90 % quantile of chi-squared with one degree of freedom
-_SPOILED = 0.1
 _LEAST, _MOST = logit(1e-5), logit(0.98)
 
 
@@ -31,11 +30,10 @@ _LEAST, _MOST = logit(1e-5), logit(0.98)
 class PlantedFit:
     """How the density of the data compares with that of the planted samples.
 
-    The ratio of the densities, data over planted, is modeled as
-    ``(π + (1 - π) t) / ((1 - γ) + γ t)`` with ``t = exp(-(a + b s))``: the right labels thin out
-    exponentially against the wrong ones (the exponential tilt of Anderson 1979, "Multivariate
-    logistic compounds", Biometrika 66). A share π of the data is wrong, and a share γ of the
-    planted labels is right after all, because the label that they replaced was wrong.
+    The ratio of the densities, data over planted, is modeled as ``π + (1 - π) exp(-(a + b s))``:
+    the wrong labels among the data score like the planted ones, and the right ones thin out
+    exponentially against them (the exponential tilt of Anderson 1979, "Multivariate logistic
+    compounds", Biometrika 66, with a share that does not tilt).
 
     Attributes
     ----------
@@ -43,9 +41,6 @@ class PlantedFit:
         Maximum-likelihood share of wrong labels π, 0 to 1.
     low, high
         90 % interval of the share by profile likelihood. It knows of chance and of no other error.
-    spoiled
-        Share of the planted labels that are right γ, held small by a half-normal prior of scale
-        0.1.
     offset, slope
         a, and b > 0, of the scores after ``(score - center) / spread``.
     """
@@ -53,7 +48,6 @@ class PlantedFit:
     share: float
     low: float
     high: float
-    spoiled: float
     offset: float
     slope: float
     center: float
@@ -100,20 +94,15 @@ def fit_planted(planted: Float[Tensor, " n"], data: Float[Tensor, " N"]) -> Plan
     center = float(np.median(rest))
     spread = float(np.concatenate([wrong, rest]).std()) or 1.0
     likelihood = _Likelihood((wrong - center) / spread, (rest - center) / spread)
-    starts = [
-        np.array([prior, offset, 0.5, spoiled])
-        for prior in (-4.0, -2.0, -0.7)
-        for offset, spoiled in ((-2.0, 0.02), (-4.0, 0.02), (-2.0, 0.2))
-    ]
+    starts = [np.array([p, a, 0.5]) for p in (-4.0, -2.0, -0.7) for a in (-2.0, -4.0)]
     best = min((likelihood.minimum(start) for start in starts), key=lambda found: found[1])
-    (prior, offset, log_slope, spoiled), height = best
+    (prior, offset, log_slope), height = best
     low = _end(likelihood, best[0], height, _LEAST)
     high = _end(likelihood, best[0], height, _MOST)
     return PlantedFit(
         share=float(expit(prior)),
         low=low,
         high=high,
-        spoiled=float(spoiled),
         offset=float(offset),
         slope=float(np.exp(log_slope)),
         center=center,
@@ -134,9 +123,9 @@ class _Likelihood:
         self._log_ratio = float(np.log(len(data) / len(planted)))
 
     def minimum(self, start: Values, prior: float | None = None) -> tuple[Values, float]:
-        """Smallest value over (logit of π, a, log b, γ), π held if given."""
-        bounds = [(_LEAST, _MOST), (-60.0, 60.0), (-4.0, 4.0), (1e-4, 0.6)]
+        """Smallest value over (logit of the share, offset, log slope), the share held if given."""
         if prior is None:
+            bounds = [(_LEAST, _MOST), (-60.0, 60.0), (-4.0, 4.0)]
             found = minimize(self.value, start, jac=True, method="L-BFGS-B", bounds=bounds)
             return found.x, float(found.fun)
 
@@ -144,29 +133,28 @@ class _Likelihood:
             value, slope = self.value(np.concatenate([[prior], rest]))
             return value, slope[1:]
 
-        found = minimize(held, start[1:], jac=True, method="L-BFGS-B", bounds=bounds[1:])
+        bounds = [(-60.0, 60.0), (-4.0, 4.0)]
+        found = minimize(held, start[1:], jac=True, method="L-BFGS-B", bounds=bounds)
         return np.concatenate([[prior], found.x]), float(found.fun)
 
     def value(self, at: Values) -> tuple[float, Values]:
         """Value and gradient."""
-        prior, offset, log_slope, spoiled = at
+        prior, offset, log_slope = at
         share, slope = expit(prior), np.exp(log_slope)
-        total = 0.5 * (log_slope / 2) ** 2 + 0.5 * (spoiled / _SPOILED) ** 2
-        gradient = np.array([0.0, 0.0, log_slope / 4, spoiled / _SPOILED**2])
+        total, gradient = 0.5 * (log_slope / 2) ** 2, np.array([0.0, 0.0, log_slope / 4])
         for points, weights, sign in (
             (self._planted, 1.0, 1.0),
             (self._data, self._weights, -1.0),
         ):
-            tilt = np.exp(np.clip(-(offset + slope * points), -50, 50))
-            data, planted = share + (1 - share) * tilt, 1 - spoiled + spoiled * tilt
-            place = sign * (self._log_ratio + np.log(data) - np.log(planted))
+            tilted = (1 - share) * np.exp(np.clip(-(offset + slope * points), -50, 50))
+            ratio = share + tilted
+            place = sign * (self._log_ratio + np.log(ratio))
             total += float(np.sum(weights * np.logaddexp(0.0, place)))
             pull = weights * sign * expit(place)
-            by_tilt = -(1 - share) * tilt / data + spoiled * tilt / planted
-            gradient[0] += np.sum(pull * share * (1 - share) * (1 - tilt) / data)
-            gradient[1] += np.sum(pull * by_tilt)
-            gradient[2] += np.sum(pull * by_tilt * slope * points)
-            gradient[3] -= np.sum(pull * (tilt - 1) / planted)
+            right = tilted / ratio
+            gradient[0] += np.sum(pull * ((1 - right) * (1 - share) - right * share))
+            gradient[1] -= np.sum(pull * right)
+            gradient[2] -= np.sum(pull * right * slope * points)
         return total, gradient
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from scipy.optimize import isotonic_regression
 from scipy.stats import spearmanr
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from afterfit.evaluate.planted import PlantedFit, fit_planted
 from afterfit.influence.covariance import Scores
@@ -22,7 +23,7 @@ from afterfit.problem.data import Batches
 from afterfit.problem.persample import outputs
 from afterfit.problem.problem import Problem
 
-_SLOPE, _SHIFT = 1.3, -0.3  # of the log odds of the two fits
+_SLOPE, _SHIFT = 1.5, -0.25  # of the log odds of the two fits
 _HARD = 0.25  # of the labels that members contradict, so many may only be hard
 _OWN_WEIGHT = 3.0  # of the own loss of a regression: its hot members lose more of what it knew
 _AGREEING = 0.6  # reliability of the ranking below which it is doubted
@@ -170,7 +171,7 @@ def judged(
     doubt = doubts(
         problem.likelihood, problem.likelihood.mean(found).cpu().double(), train.targets().cpu()
     ).amax(1)
-    plain = doubt if sums_outputs(problem.likelihood, mean) else own
+    plain = softplus(doubt) if sums_outputs(problem.likelihood, mean) else own
     forgotten = _unmemorized(score, plain, hot)
     weight = 1.0 if names_classes(problem.likelihood) else _OWN_WEIGHT
     free = 0.5 * (standard(plain, everything) + standard(doubt, everything))
@@ -219,7 +220,7 @@ def _calibrated(problem: Problem, chains: list[Chain]) -> tuple[Float[Tensor, " 
         contradicted, error = _contradicted(problem, chain, by_doubt)
         lows += chain.weight * max(0.0, by_doubt.low - _HARD * contradicted) / mass
         highs += chain.weight * max(by_doubt.high, contradicted + 1.645 * error) / mass
-    return torch.logit(_averaged(chains, [torch.sigmoid(o) for o in odds])), Share(0, lows, highs)
+    return torch.logit(_averaged(chains, [torch.sigmoid(o) for o in odds])), Share(0.0, lows, highs)
 
 
 def _contradicted(problem: Problem, chain: Chain, fit: PlantedFit) -> tuple[float, float]:

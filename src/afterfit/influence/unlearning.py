@@ -18,6 +18,7 @@ from typing import Any, final
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
+from torch.nn.functional import softplus
 from torch.utils.data import DataLoader
 
 from afterfit.evaluate.attribution import auc
@@ -247,7 +248,7 @@ def _observed(
     mean, loss = mean / total, loss / total
     doubt = doubts(problem.likelihood, mean, taught).amax(1)
     if sums_outputs(problem.likelihood, mean):
-        loss = doubt
+        loss = softplus(doubt)  # of the output that is doubted most
     score = 0.5 * (standard(doubt, ~chosen) + standard(loss, ~chosen))
     return Chain(
         planted=chosen,

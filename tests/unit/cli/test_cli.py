@@ -38,9 +38,10 @@ def run(tmp_path, monkeypatch, capsys, text: str, *options: str) -> tuple[int, s
 @pytest.mark.parametrize(
     "options",
     [
-        ("--members", "4"),
+        (),
+        ("--method", "gex", "--members", "4"),
         ("--method", "loss"),
-        ("--method", "margin", "--cut", "fdr:0.1"),
+        ("--method", "margin", "--cut", "otsu"),
         ("--method", "gradient-norm", "--cut", "budget:5"),
     ],
 )
@@ -56,7 +57,8 @@ def test_a_factory_becomes_a_report(tmp_path, monkeypatch, capsys, options):
     [
         (GOOD.format(extra=""), ("--cut", "median"), "--cut is 'median'"),
         (GOOD.format(extra=""), ("--method", "magic"), "--method is 'magic'"),
-        (GOOD.format(extra=""), ("--learning-rate", "hot"), "--learning-rate is 'hot'"),
+        (GOOD.format(extra=""), ("--method", "gex", "--learning-rate", "hot"), "--learning-rate is 'hot'"),
+        (GOOD.format(extra=""), ("--method", "margin", "--cut", "fdr:0.1"), "probabilities"),
         ("x = 1", (), "has no function 'factory'"),
         ("def factory():\n    return 3", (), "returned a int"),
         ("def factory():\n    return 1 / 0", (), "line 2: ZeroDivisionError"),

@@ -17,8 +17,8 @@ from torch import Generator
 
 from afterfit.cli import app
 from afterfit.cli.demo import conv_net, digits, shifted, with_wrong_labels
-from afterfit.influence import GEX
-from afterfit.problem import losses
+from afterfit.influence import GEX, TrainingTrace
+from afterfit.problem import Categorical, losses
 
 FACTORY = """
 import torch
@@ -66,7 +66,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("method", ["gex", *app.SCORES])
+@pytest.mark.parametrize("method", ["unlearning", "gex", *app.SCORES])
 def test_every_method_ranks_the_wrong_labels_first(run: Run, tmp_path: Path, method: str):
     code, out, err = run("labels", "mine.py", "--out", "run", "--method", method)
     assert code == 0, err
@@ -80,7 +80,7 @@ def test_every_method_ranks_the_wrong_labels_first(run: Run, tmp_path: Path, met
 
 
 @pytest.mark.parametrize(
-    ("cut", "flagged"), [("budget:5", 5), ("budget:0", 0), ("fdr:0.1", None), ("otsu", None)]
+    ("cut", "flagged"), [("budget:5", 5), ("budget:0", 0), ("otsu", None)]
 )
 def test_the_cut_is_the_one_that_was_asked_for(
     run: Run, tmp_path: Path, cut: str, flagged: int | None
@@ -92,6 +92,112 @@ def test_the_cut_is_the_one_that_was_asked_for(
     assert f"{found} of 30 labels flagged" in out
 
 
+LARGE = FACTORY.replace("30", "100")
+
+
+@pytest.mark.parametrize("cut", ["probability", "fdr:0.2", "otsu", "budget:5"])
+def test_the_default_decides_by_probabilities_or_as_asked(run: Run, tmp_path: Path, cut: str):
+    code, out, err = run("labels", "mine.py", "--out", "run", "--cut", cut, text=LARGE)
+    assert code == 0, err
+    table = rows(tmp_path / "run")
+    flagged = [float(row["p_wrong"]) for row in table if row["is_issue"] == "True"]
+    assert f"{len(flagged)} of 100 labels flagged" in out
+    assert "share of wrong labels: " in out
+    if cut == "probability":
+        assert len(flagged) == sum(float(row["p_wrong"]) > 0.5 for row in table)
+    if cut == "fdr:0.2":
+        assert sum(1 - p for p in flagged) <= 0.2 * len(flagged)
+
+
+@pytest.mark.parametrize("method", ["margin", "gex", "gex-published"])
+def test_a_rate_with_a_method_without_probabilities_is_refused_before_the_work(
+    run: Run, method: str
+):
+    words = ("labels", "mine.py", "--method", method, "--cut", "fdr:0.1")
+    code, _, err = run(*words, text=RAISING)
+    assert code == 2
+    assert "probabilities" in err
+    assert err.count("\n") == 1
+
+
+def test_without_a_cut_other_methods_rank_and_say_so(run: Run, tmp_path: Path):
+    code, out, err = run("labels", "mine.py", "--out", "run", "--method", "margin")
+    assert code == 0, err
+    assert "caution: " in out
+    assert "ranked list only" in out
+    assert "labels flagged" not in out
+    assert not any(row["is_issue"] == "True" for row in rows(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (FACTORY, "there are 30 samples, and at least 50 are needed"),
+        (
+            LARGE.replace("torch.where(wrong, 1 - y, y)", "torch.zeros_like(y)"),
+            "all labels are the same",
+        ),
+    ],
+    ids=["few", "one class"],
+)
+def test_cautions_stand_in_the_terminal_and_in_the_result(
+    run: Run, tmp_path: Path, text: str, reason: str
+):
+    code, out, err = run("labels", "mine.py", "--out", "run", text=text)
+    assert code == 0, err
+    (caution,) = json.loads((tmp_path / "run" / "result.json").read_text())["cautions"]
+    assert reason in caution
+    assert f"caution: {caution}" in out
+    assert "labels flagged" not in out
+    assert "share of wrong labels" not in out
+
+
+def recorded(path: Path, num: int) -> TrainingTrace:
+    """A trace in which the first two of the samples kept a large loss."""
+    trace = TrainingTrace(num, Categorical())
+    y = torch.arange(num) % 2
+    given = torch.where(torch.arange(num) < 2, 1 - y, y)
+    for scale in (0.5, 1.0, 2.0):
+        trace.record(torch.arange(num), scale * torch.eye(2)[y], given)
+    trace.save(path)
+    return trace
+
+
+def test_a_trace_is_the_score_and_nothing_is_trained(run: Run, tmp_path: Path):
+    trace = recorded(tmp_path / "trace.safetensors", 30)
+    words = ("labels", "mine.py", "--out", "run", "--trace", "trace.safetensors")
+    code, out, err = run(*words)
+    assert code == 0, err
+    table = sorted(rows(tmp_path / "run"), key=lambda row: int(row["index"]))
+    assert [float(row["score"]) for row in table] == pytest.approx(trace.mean_loss().tolist())
+    assert {row["p_wrong"] for row in table} == {""}
+    assert "ranked list only" in out
+    assert not (tmp_path / "run" / "members").exists()
+
+
+def test_a_trace_stands_beside_another_score(run: Run, tmp_path: Path):
+    trace = recorded(tmp_path / "trace.safetensors", 30)
+    words = ("labels", "mine.py", "--out", "run", "--method", "margin")
+    code, _, err = run(*words, "--trace", "trace.safetensors")
+    assert code == 0, err
+    table = sorted(rows(tmp_path / "run"), key=lambda row: int(row["index"]))
+    assert [float(row["mean_loss"]) for row in table] == pytest.approx(trace.mean_loss().tolist())
+    assert [row["score"] for row in table] != [row["mean_loss"] for row in table]
+
+
+@pytest.mark.parametrize("kind", ["missing", "no trace", "other data"])
+def test_a_trace_that_does_not_fit_is_told_in_one_line(run: Run, tmp_path: Path, kind: str):
+    if kind == "no trace":
+        (tmp_path / "trace.safetensors").write_text("nothing")
+    if kind == "other data":
+        recorded(tmp_path / "trace.safetensors", 20)
+    code, _, err = run("labels", "mine.py", "--trace", "trace.safetensors")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: ")
+    assert ("the trace holds 20 samples" if kind == "other data" else "trace.safetensors") in err
+    assert "Traceback" not in err
+
+
 def test_names_with_brackets_are_printed_as_they_are(run: Run):
     code, out, err = run("labels", "mine.py", "--method", "loss")
     assert code == 0, err
@@ -99,23 +205,24 @@ def test_names_with_brackets_are_printed_as_they_are(run: Run):
     assert "[cat]" in out
 
 
+TO_GEX = ("--method", "gex")
 RAISING = "def factory():\n    raise AssertionError('the factory was called')\n"
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--cut", "fdr:2"), "--cut is 'fdr:2', expected 'otsu', 'fdr:RATE' with a rate between"),
+        (("--cut", "fdr:2"), "--cut is 'fdr:2', expected 'probability', 'fdr:RATE' with a rate"),
         (("--cut", "fdr:"), "--cut is 'fdr:'"),
         (("--cut", "fdr:nan"), "--cut is 'fdr:nan'"),
         (("--cut", "budget:-1"), "--cut is 'budget:-1'"),
         (("--cut", "budget:some"), "--cut is 'budget:some'"),
         (("--cut", "otsu:3"), "--cut is 'otsu:3'"),
-        (("--method", "GEX"), "--method is 'GEX', expected gex, gex-published, loss"),
-        (("--learning-rate", "hot"), "--learning-rate is 'hot', expected 'auto' or a number"),
-        (("--learning-rate", "-1"), "learning_rate is -1.0, expected 'auto' or a number above 0"),
-        (("--learning-rate", "nan"), "learning_rate is nan"),
-        (("--members", "0"), "members is 0, expected at least 1"),
+        (("--method", "GEX"), "--method is 'GEX', expected unlearning, gex, gex-published, loss"),
+        ((*TO_GEX, "--learning-rate", "hot"), "--learning-rate is 'hot', expected 'auto' or a number"),
+        ((*TO_GEX, "--learning-rate", "-1"), "learning_rate is -1.0, expected 'auto' or a number above 0"),
+        ((*TO_GEX, "--learning-rate", "nan"), "learning_rate is nan"),
+        ((*TO_GEX, "--members", "0"), "members is 0, expected at least 1"),
         (("--threads", "-2"), "--threads is -2, expected 0 or more"),
     ],
 )
@@ -139,7 +246,6 @@ def test_options_are_looked_at_before_the_factory_is_called(
         ("1 - y, y)", "1 - y, y).float() + 0.5", "expected integer class indices"),
         ("epochs=60", "likelihood=nn.CrossEntropyLoss()", "has reduction='mean', expected one"),
         ("epochs=60", "likelihood=PerSample(lambda f, y: f.mean())", "the loss has shape ()"),
-        ("epochs=60", "epochs=2", "a budget of 2 epochs is too small"),
         ("range(30)]", "range(3)]", "mine.py, line 16: ValueError: 3 ids for 30 samples"),
         (
             "Trained(net, data",
@@ -155,6 +261,15 @@ def test_what_is_wrong_with_the_factory_is_told_in_one_line(
     code, _, err = run("labels", "mine.py", text=FACTORY.replace(old, new))
     assert code == 2
     assert said in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in err
+
+
+def test_a_budget_too_small_for_gex_is_told_in_one_line(run: Run):
+    text = FACTORY.replace("epochs=60", "epochs=2")
+    code, _, err = run("labels", "mine.py", *TO_GEX, text=text)
+    assert code == 2
+    assert "a budget of 2 epochs is too small" in err.splitlines()[-1]
     assert err.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in err
 
@@ -186,7 +301,9 @@ def test_cite_prints_what_to_cite(run: Run):
 
 
 def test_a_run_can_be_taken_up_again_with_more_members(run: Run, tmp_path: Path):
-    fixed = ("labels", "mine.py", "--out", "run", "--learning-rate", "0.1", "--budget", "500")
+    fixed = (
+        "labels", "mine.py", "--out", "run", *TO_GEX, "--learning-rate", "0.1", "--budget", "500",
+    )  # fmt: skip
     assert run(*fixed, "--members", "3")[0] == 0
     first = sorted((tmp_path / "run" / "members").iterdir())
     times = [path.stat().st_mtime_ns for path in first]
@@ -194,6 +311,20 @@ def test_a_run_can_be_taken_up_again_with_more_members(run: Run, tmp_path: Path)
     assert [path.stat().st_mtime_ns for path in first] == times
     assert len(list((tmp_path / "run" / "members").iterdir())) == 5
     code, _, err = run(*fixed, "--seed", "1")
+    assert code == 2
+    assert "belongs to another run" in err
+
+
+def test_walks_can_be_taken_up_again_and_cut_otherwise(run: Run, tmp_path: Path):
+    fixed = ("labels", "mine.py", "--out", "run")
+    assert run(*fixed, text=LARGE)[0] == 0
+    members = sorted((tmp_path / "run" / "members").iterdir())
+    times = [path.stat().st_mtime_ns for path in members]
+    first = [row["score"] for row in rows(tmp_path / "run")]
+    assert run(*fixed, "--cut", "fdr:0.3", text=LARGE)[0] == 0
+    assert [path.stat().st_mtime_ns for path in members] == times
+    assert [row["score"] for row in rows(tmp_path / "run")] == first
+    code, _, err = run(*fixed, "--seed", "1", text=LARGE)
     assert code == 2
     assert "belongs to another run" in err
 

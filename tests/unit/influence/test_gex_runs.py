@@ -314,6 +314,31 @@ def test_a_sampler_that_contradicts_gex_is_refused():
     assert GEX(members=3, sampler=GeometricEnsemble(members=3)).members == 3
 
 
+def test_two_runs_of_several_chains_agree_to_the_bit():
+    method = replace(QUICK, members=4, chains=2, steps=16)
+    assert method.sampler.way == "alone"
+    require_same(method.fit(*parts("mlp")), method.fit(*parts("mlp")))
+
+
+def test_a_search_whose_members_know_no_more_than_a_constant_warns_and_is_resumed(tmp_path):
+    """The network is a bias, whose losses are two values: Otsu alone finds them perfectly apart."""
+
+    def forward(params: Any, inputs: Tensor) -> Tensor:
+        return params["bias"].expand(len(inputs), -1)
+
+    y = torch.tensor([0] * 90 + [1] * 10)
+    bias = Categorical().null_outputs(y)[0].clone()
+    problem = Problem(forward, Categorical(), {"bias": bias}, {}, forward)
+    data = Batches((torch.zeros(100, 1), y))
+    method = replace(SEARCHING, cap=None, batch_size=100)
+    with pytest.warns(UserWarning, match=r"no learning rate keeps .* of a constant prediction"):
+        found = method.fit(problem, data, folder=tmp_path)
+    again = method.fit(problem, data, folder=tmp_path)
+    assert found.search is not None
+    assert not found.search.found
+    require_same(found, again)
+
+
 def test_a_damaged_search_is_named(tmp_path):
     problem, data = parts()
     SEARCHING.fit(problem, data, folder=tmp_path)

@@ -22,8 +22,7 @@ def table(scores, threshold, given=None, suggested=None):
             "suggested": np.ones(num, dtype=int) if suggested is None else suggested,
             "score": scores,
             "stderr": 0.1 * scores,
-            "is_issue": scores > threshold,
-            "significant": scores > 0.2,
+            "is_issue": scores > (np.inf if threshold is None else threshold),
         }
     )
     frame = frame.sort_values("score", ascending=False, ignore_index=True)
@@ -202,6 +201,33 @@ def test_without_flagged_samples_the_page_says_so():
     assert "None of 4 labels stands out as wrong." in html
     assert len(rows_of(html)) == 4
     assert "From which label to which" not in html
+
+
+def test_without_a_threshold_the_page_is_a_ranked_list_only():
+    scores = page().scores
+    html = label_page(page(issues=table(scores, None), threshold=None))
+    Reader(html)
+    assert "Ranked list only" in html
+    assert "5 labels in the order in which they" in html
+    assert "look wrong" not in html
+    assert "stands out as wrong" not in html
+    assert "No label is, since nothing says where to cut." in html
+    assert "Read the list from the top." in html  # the caution that says why
+    assert "From which label to which" not in html
+    assert [row[6] for row in rows_of(html)] == ["no"] * 5
+    assert "5 scores, without a threshold." in html
+    assert "nan" not in html.lower().replace("dominant", "")
+
+
+def test_probabilities_are_shown_where_they_are_known(html):
+    issues = page().issues.assign(p_wrong=[0.97, 0.62, np.nan, 0.04, 0.0])
+    shown = label_page(bare(issues=issues))
+    Reader(shown)
+    assert [row[7] for row in rows_of(shown)] == ["97%", "62%", "–", "4%", "0%"]
+    assert "97% wrong" in shown
+    assert "Probably wrong" not in html
+    unknown = label_page(bare(issues=page().issues.assign(p_wrong=np.nan)))
+    assert "Probably wrong" not in unknown
 
 
 def test_only_what_was_handed_over_has_a_section():

@@ -190,9 +190,7 @@ def test_targets_override_those_of_the_data_by_position(number: int, width: int 
     targets = row + 100 if width is None else torch.stack([row + 100, -row], 1)
     plain = TrainingStream(data, 4)
     taught = TrainingStream(data, 4, targets=targets)
-    for one, other in zip(
-        islice(plain.batches(3), 7), islice(taught.batches(3), 7), strict=True
-    ):
+    for one, other in zip(islice(plain.batches(3), 7), islice(taught.batches(3), 7), strict=True):
         assert torch.equal(one.inputs, other.inputs)
         assert torch.equal(one.index, other.index)
         assert torch.equal(one.targets, one.inputs[:, 0].long())

@@ -1,17 +1,30 @@
 """What the search for the rate does at each rate, in which order, and what it keeps."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Generator, Tensor, nn
 
 from afterfit.evaluate.separation import otsu
-from afterfit.problem import Batches, Gaussian, Problem, TrainingStream, losses
+from afterfit.problem import (
+    Batches,
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    Likelihood,
+    Member,
+    PerSample,
+    Poisson,
+    Problem,
+    TrainingStream,
+    losses,
+)
 from afterfit.sampling import GeometricEnsemble, RateSearch, Trial, find_learning_rate, temperature
 from afterfit.sampling.temperature import GRID, first_rate, loss_cap
+from afterfit.typing import Params
 from tests import truth
 from tests.cases import make_case
 
@@ -165,3 +178,177 @@ def test_the_users_own_loss_has_no_cap():
     case = make_case("linear", "per-sample")
     with pytest.raises(TypeError, match="PerSample knows a loss and nothing else"):
         loss_cap(case.problem, case.data)
+
+
+# Members that know no more than a constant -----------------------------------------------------
+
+
+UNBALANCED = torch.tensor([0] * 90 + [1] * 10)
+
+
+def constant_problem() -> tuple[Problem, Batches]:
+    """A network that is a bias: whatever it learns, it gives every sample the same outputs."""
+
+    def forward(params: Params, inputs: Tensor) -> Tensor:
+        return params["bias"].expand(len(inputs), -1)
+
+    bias = Categorical().null_outputs(UNBALANCED)[0].clone()
+    problem = Problem(forward, Categorical(), {"bias": bias}, {}, forward)
+    return problem, Batches((torch.zeros(100, 1), UNBALANCED))
+
+
+def test_a_constant_predictor_of_two_classes_separates_nothing_and_is_not_admissible():
+    problem, data = constant_problem()
+    assert otsu(losses(problem, data)).separability == pytest.approx(1.0)
+    found, _ = find_learning_rate(problem, data, TrainingStream(data, 10), SAMPLER, 4)
+    for trial in found.trials:
+        assert trial.median < found.cap
+        assert trial.separability == pytest.approx(0.0)
+        assert not trial.admissible
+    assert not found.found
+
+
+def tabled(
+    monkeypatch: pytest.MonkeyPatch,
+    likelihood: Likelihood,
+    targets: Tensor,
+    outputs: Callable[[float], Tensor],
+) -> Callable[..., RateSearch]:
+    """Search over members whose outputs at each sample are a function of the rate."""
+
+    def walk(sampler: GeometricEnsemble, problem: Problem, *_: object) -> Iterator[Member]:
+        yield Member({"outputs": outputs(sampler.learning_rate)}, 0, 0)
+
+    def forward(params: Params, inputs: Tensor) -> Tensor:
+        return params["outputs"][inputs[:, 0]]
+
+    monkeypatch.setattr(GeometricEnsemble, "walk", walk)
+    problem = Problem(forward, likelihood, {"outputs": outputs(0.0)}, {}, forward)
+    data = Batches((torch.arange(len(targets))[:, None], targets), 32)
+    fit = TrainingStream(data, 10)
+    return lambda **settings: find_learning_rate(problem, data, fit, SAMPLER, **settings)[0]
+
+
+def two_columns(margin: Tensor) -> Tensor:
+    return torch.stack([torch.zeros_like(margin), margin], 1)
+
+
+def test_what_separates_within_the_classes_is_chosen_before_a_constant(monkeypatch):
+    """Cold members part five wrong labels, with noise; hot ones are constant: they part classes."""
+    true = torch.tensor([0] * 60 + [1] * 40)
+    given = torch.tensor([0] * 65 + [1] * 35)
+    noise = torch.rand(100, generator=Generator().manual_seed(0))
+    knowing = two_columns((2.0 * true - 1) * (0.5 + 3 * noise))
+    constant = Categorical().null_outputs(given)
+
+    def outputs(rate: float) -> Tensor:
+        if rate == 0.0:
+            return two_columns(20.0 * (2 * given - 1))
+        return knowing if rate < 1.0 else constant.clone()
+
+    # the cap is high, as of a network that is far from memorizing its data
+    found = tabled(monkeypatch, Categorical(), given, outputs)(cap=9.0)
+    assert [trial.admissible for trial in found.trials] == [
+        trial.learning_rate < 1.0 for trial in found.trials
+    ]
+    assert {trial.admissible for trial in found.trials} == {True, False}
+    assert found.learning_rate < 1.0
+
+
+def groups_by_hand(column: Tensor, group: list[int]) -> Tensor:
+    centered = []
+    for loss, own in zip(column.tolist(), group, strict=True):
+        like = [x for x, g in zip(column.tolist(), group, strict=True) if g == own]
+        center = like if len(like) >= 5 else column.tolist()
+        centered.append(loss - sorted(center)[(len(center) - 1) // 2])
+    return torch.tensor(centered, dtype=column.dtype)
+
+
+def test_losses_are_centered_by_the_median_of_their_given_class():
+    y = torch.tensor([0] * 11 + [1] * 8 + [2] * 4 + [4] * 5)
+    column = torch.rand(len(y), generator=Generator().manual_seed(1), dtype=torch.float64) + y
+    by_hand = groups_by_hand(column, y.tolist())
+    found = temperature.separability(Categorical(), y, column)
+    assert found == pytest.approx(otsu(by_hand).separability)
+    two = (y > 0).long()
+    for given in (two, two.double()[:, None]):
+        found = temperature.separability(Bernoulli(), given, column)
+        assert found == pytest.approx(otsu(groups_by_hand(column, two.tolist())).separability)
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian(), Poisson(), Bernoulli()])
+def test_losses_of_numbers_are_centered_among_like_targets(likelihood: Likelihood):
+    """A hundred targets without ties make ten groups of ten."""
+    order = torch.randperm(100, generator=Generator().manual_seed(2))
+    y = order.double() if isinstance(likelihood, Poisson) else order.double() / 99
+    column = torch.rand(100, generator=Generator().manual_seed(3), dtype=torch.float64) + y.square()
+    by_hand = groups_by_hand(column, [int(i) // 10 for i in order])
+    found = temperature.separability(likelihood, y, column)
+    assert found == pytest.approx(otsu(by_hand).separability)
+    assert temperature.separability(likelihood, y[:, None], column) == found
+
+
+def test_several_outputs_and_the_users_own_loss_are_taken_as_they_are():
+    column = torch.rand(40, generator=Generator().manual_seed(4))
+    several = (torch.arange(80).view(40, 2) % 2).float()
+    own = PerSample(lambda outputs, y: outputs[:, 0])
+    expected = otsu(column).separability
+    for likelihood in (Bernoulli(), Gaussian(), Poisson()):
+        assert temperature.separability(likelihood, several, column) == expected
+    assert temperature.separability(own, several[:, 0], column) == expected
+
+
+def test_rounding_is_no_separation():
+    """Batches of another size may round a constant's losses otherwise."""
+    column = torch.full((40,), 0.3)
+    column[32:] = torch.nextafter(column[32:], torch.tensor(1.0))
+    y = torch.arange(40) % 2
+    assert otsu(column).separability == pytest.approx(1.0)
+    assert temperature.separability(Categorical(), y, column) == 0.0
+
+
+SPREAD = torch.linspace(-0.3, 0.3, 40, dtype=torch.float64)[:, None]
+COUNTS = (torch.arange(40) % 7).double()[:, None]
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "y", "exact"),
+    [
+        (Gaussian(), SPREAD, SPREAD),
+        (Gaussian(0.01), SPREAD, SPREAD),
+        (Gaussian(100.0), SPREAD, SPREAD),
+        (Poisson(), COUNTS, COUNTS.clamp_min(1e-3).log()),
+        (Bernoulli(), (SPREAD > 0.1).double(), 20 * (SPREAD - 0.1).sign()),
+        (Categorical(), UNBALANCED, two_columns(20.0 * (2 * UNBALANCED - 1))),
+    ],
+)  # fmt: skip
+def test_a_member_half_way_to_the_truth_knows_more_than_a_constant(
+    monkeypatch, likelihood: Likelihood, y: Tensor, exact: Tensor
+):
+    """Also where the loss has a constant of its own, which no member can take away."""
+    nothing = likelihood.null_outputs(y).expand(len(exact), -1)
+    for share, admissible in ((0.0, False), (0.001, False), (0.5, True), (1.0, True)):
+        member = exact if share == 1 else (nothing + share * (exact - nothing)).to(exact)
+
+        def outputs(rate: float, member: Tensor = member) -> Tensor:
+            return member.clone()
+
+        found = tabled(monkeypatch, likelihood, y, outputs)(max_trials=1, cap=1e9)
+        assert found.found is admissible, share
+
+
+def test_the_users_own_loss_has_no_constant_to_be_compared_with(monkeypatch):
+    own = PerSample(lambda outputs, y: (outputs[:, 0] - y).square())
+    y = torch.arange(10.0)
+    found = tabled(monkeypatch, own, y, lambda _: torch.zeros(10, 1))(max_trials=1, cap=99.0)
+    assert found.found
+
+
+def test_it_is_told_why_a_rate_is_not_admissible(monkeypatch):
+    told: list[str] = []
+    constant = Categorical().null_outputs(UNBALANCED)
+    search = tabled(monkeypatch, Categorical(), UNBALANCED, lambda _: constant.clone())
+    search(max_trials=1, say=told.append)
+    search(max_trials=1, cap=0.01, say=told.append)
+    assert "knows hardly more than a constant" in told[0]
+    assert "median loss above the cap" in told[1]

@@ -21,7 +21,6 @@ from afterfit.sampling.walk import (
     Start,
     Step,
     Stop,
-    faster_way,
     train_alone,
     train_together,
 )
@@ -323,7 +322,7 @@ def test_no_clock_decides_what_the_members_of_several_chains_are(
     fit = TrainingStream(data, 3)
     sampler = GeometricEnsemble(members=4, chains=2, steps=16, learning_rate=0.1, way=way)
     found = []
-    for ticks in ((1, 9, 1, 1), (1, 1, 1, 9)):
+    for ticks in ((1.0, 9.0, 1.0, 1.0), (1.0, 1.0, 1.0, 9.0)):
         with monkeypatch.context() as patch:
             patch.setattr(time, "perf_counter", clock(ticks))
             found.append(list(sampler.walk(problem, fit)))

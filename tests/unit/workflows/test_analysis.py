@@ -5,9 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -18,6 +19,7 @@ from afterfit import (
     GeometricEnsemble,
     LossCovariance,
     Problem,
+    Unlearning,
     analyze_labels,
     budget_cut,
     corrected_labels,
@@ -34,13 +36,18 @@ from afterfit.problem import losses
 from afterfit.workflows import LabelAnalysis, prune_easy, soft_targets, verify
 from afterfit.workflows.suggest import suggested
 from tests import truth
-from tests.cases import CASES, LIKELIHOODS, Case, make_case, name_of, select
+from tests.cases import CASES, LIKELIHOODS, Case, make_case, name_of, parts_of, select
 
 QUICK = GEX(members=4, steps=3, learning_rate=0.05, batch_size=4)
 COLUMNS = [
-    "index", "id", "given", "suggested", "confidence", "score", "stderr", "rank", "is_issue",
-    "significant",
+    "id", "given", "suggested", "confidence", "p_wrong", "is_issue", "score", "stderr", "rank",
+    "loss",
 ]  # fmt: skip
+MORE = {
+    "categorical": ["margin"],
+    "bernoulli": ["margin"],
+    "multi-label": ["margin", "output"],
+}
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 TWO = partial(budget_cut, budget=2)
 
@@ -53,21 +60,53 @@ def analyzed(case: Case, method: Any = QUICK, **settings: Any) -> LabelAnalysis:
 def test_the_table_says_what_the_analysis_holds(case: Case):
     found = analyzed(case)
     table = found.issues
-    assert list(table.columns) == COLUMNS
+    assert list(table.columns) == COLUMNS + MORE.get(parts_of(case)[1], [])
     assert table["rank"].tolist() == list(range(1, 8))
-    assert sorted(table["index"]) == list(range(7))
+    assert sorted(table.index) == list(range(7))
     assert table["score"].is_monotonic_decreasing
-    order = torch.tensor(table["index"].to_numpy())
+    order = torch.tensor(table.index.to_numpy())
     assert_close(torch.tensor(table["score"].to_numpy()), found.scores.value[order])
     assert_close(torch.tensor(table["stderr"].to_numpy()), found.scores.stderr[order])
     assert torch.equal(torch.tensor(table["is_issue"].to_numpy()), found.cut.is_issue[order])
-    significant = torch.tensor(table["significant"].to_numpy())
-    assert torch.equal(significant, (found.scores.value > 2 * found.scores.stderr)[order])
+    assert table["p_wrong"].isna().all()
+    own = torch.tensor(table["loss"].to_numpy())
+    assert_close(own, truth.losses(case.problem, case.data)[order], **EXACT)
     given = case.data.targets()
     assert torch.equal(torch.tensor(table["given"].tolist(), dtype=given.dtype), given[order])
     assert table["is_issue"].sum() == 2
     assert table["is_issue"][:2].all()
-    assert found.kept.tolist() == sorted(table["index"][2:])
+    assert found.kept.tolist() == sorted(table.index[2:])
+
+
+@pytest.mark.parametrize("case", select("mlp"), ids=name_of)
+def test_free_scores_are_those_of_the_trained_network(case: Case):
+    found, likelihood = analyzed(case), parts_of(case)[1]
+    table = found.issues.sort_index()
+    if likelihood not in MORE:
+        assert found.agreement.keys() == {"loss"}
+        return
+    mean = case.problem.likelihood.mean(truth.outputs(case.problem, case.data))
+    given = case.data.targets()
+    for i in range(7):
+        if likelihood == "categorical":
+            rivals = torch.cat([mean[i, : given[i]], mean[i, given[i] + 1 :]])
+            margin = float((rivals.max() / mean[i, given[i]]).log())
+        else:
+            chance = torch.where(given[i] > 0.5, mean[i], 1 - mean[i]).reshape(-1)
+            margin = float(((1 - chance) / chance).log().max())
+        assert table.loc[i, "margin"] == pytest.approx(margin)
+    assert found.agreement.keys() == {"loss", "margin"}
+    for name, agreement in found.agreement.items():
+        ranks = table["score"].rank(), table[name].rank()
+        assert agreement == pytest.approx(ranks[0].corr(ranks[1]))
+
+
+def test_of_several_labels_the_one_that_members_doubt_most_is_named():
+    case = make_case("mlp", "multi-label")
+    found = analyzed(case)
+    mean, given = mean_by_hand(case, found), case.data.targets()
+    chance = torch.where(given > 0.5, mean, 1 - mean)
+    assert found.issues.sort_index()["output"].tolist() == chance.argmin(1).tolist()
 
 
 def mean_by_hand(case: Case, found: LabelAnalysis) -> Tensor:
@@ -85,7 +124,7 @@ def test_classes_get_the_most_probable_one_and_flagged_ones_another(budget: int)
     case = make_case("mlp", "categorical")
     found = analyzed(case, cut=flagging(*range(budget)))
     mean, given = mean_by_hand(case, found), case.data.targets()
-    for row in found.issues.to_dict("records"):
+    for row in found.issues.reset_index().to_dict("records"):
         i = row["index"]
         chances = mean[i].clone()
         if row["is_issue"]:
@@ -100,7 +139,7 @@ def test_switches_get_the_more_probable_side_of_each(likelihood: str):
     case = make_case("mlp", likelihood)
     found = analyzed(case)
     mean = mean_by_hand(case, found)
-    for row in found.issues.to_dict("records"):
+    for row in found.issues.reset_index().to_dict("records"):
         chances = mean[row["index"]]
         said = torch.tensor(row["suggested"]).reshape(-1)
         assert torch.equal(said.bool(), chances > 0.5)
@@ -112,7 +151,7 @@ def test_switches_get_the_more_probable_side_of_each(likelihood: str):
 def test_numbers_get_the_mean_prediction_without_confidence(likelihood: str):
     case = make_case("mlp", likelihood)
     found = analyzed(case)
-    order = torch.tensor(found.issues["index"].to_numpy())
+    order = torch.tensor(found.issues.index.to_numpy())
     assert_close(
         torch.tensor(found.issues["suggested"].tolist(), dtype=torch.float64),
         mean_by_hand(case, found)[order],
@@ -144,8 +183,9 @@ def test_any_influence_method_is_scored_by_its_self_influence(method: Any):
     found = analyzed(case, method)
     assert_close(found.scores.value, method.fit(case.problem, case.data).self_scores())
     assert bool(found.scores.stderr.isnan().all())
-    assert not found.issues["significant"].any()
+    assert found.issues["p_wrong"].isna().all()
     assert found.influence is not None
+    assert found.evidence is None
 
 
 def test_members_of_any_sampler_bring_their_errors():
@@ -165,15 +205,15 @@ def test_a_function_is_scored_by_its_values():
     assert found.influence is None
     mean = case.problem.likelihood.mean(truth.outputs(case.problem, case.data))
     kept = found.issues[~found.issues["is_issue"]]
-    assert kept["suggested"].tolist() == mean.argmax(1)[kept["index"].tolist()].tolist()
+    assert kept["suggested"].tolist() == mean.argmax(1)[kept.index.tolist()].tolist()
 
 
 @pytest.mark.parametrize("method", [loss_scores, GradientDot(), InfluenceFunction(0.5)])
 @pytest.mark.parametrize("name", ["fit", "folder"])
-def test_what_only_gex_uses_is_refused_elsewhere(method: Any, name: str, tmp_path: Path):
+def test_what_only_walks_use_is_refused_elsewhere(method: Any, name: str, tmp_path: Path):
     case = make_case("mlp", "categorical")
     given: dict[str, Any] = {"fit": case.data, "folder": tmp_path}
-    with pytest.raises(ValueError, match="fit and folder are for GEX"):
+    with pytest.raises(ValueError, match="fit and folder are for Unlearning and GEX"):
         find_label_issues(case.problem, case.data, method, **{name: given[name]})
 
 
@@ -190,11 +230,45 @@ def test_gex_trains_on_what_it_is_given_and_keeps_its_members(tmp_path: Path):
     assert not torch.equal(first.scores.value, analyzed(case).scores.value)
 
 
-def test_gex_is_what_there_is_by_default():
+def test_unlearning_is_what_there_is_by_default():
     case = make_case("batch-norm", "categorical")
-    fast = GeometricEnsemble(way="alone")
-    given = find_label_issues(case.problem, case.data, GEX(sampler=fast))
-    assert given["score"].equals(find_label_issues(case.problem, case.data)["score"])
+    inputs = torch.randn(80, 3, dtype=torch.float64, generator=Generator().manual_seed(0))
+    data = Batches((inputs, truth_of(case, inputs)))
+    found = analyze_labels(case.problem, data)
+    assert found.issues["p_wrong"].notna().all()
+    given = find_label_issues(case.problem, data, Unlearning())
+    pd.testing.assert_frame_equal(found.issues, given)
+    assert found.evidence.fallback == ""
+
+
+def truth_of(case: Case, inputs: Tensor) -> Tensor:
+    """Labels that the network itself would give."""
+    blank = torch.zeros(len(inputs), dtype=torch.long)
+    return truth.outputs(case.problem, Batches((inputs, blank))).argmax(1)
+
+
+def test_unlearning_trains_on_what_it_is_given_and_keeps_its_members(tmp_path: Path):
+    case = make_case("mlp", "categorical")
+    inputs = torch.randn(80, 3, dtype=torch.float64, generator=Generator().manual_seed(0))
+    targets = truth_of(case, inputs)
+    data = Batches((inputs, targets))
+    loader = DataLoader(TensorDataset(inputs, targets), batch_size=10, shuffle=True)
+    walks = Unlearning(rates=(0.01, 0.02, 0.04, 0.08), epochs=0.1)
+
+    def analyze(**settings: Any) -> tuple[LabelAnalysis, list[str]]:
+        told: list[str] = []
+        return analyze_labels(case.problem, data, walks, say=told.append, **settings), told
+
+    first, _ = analyze(fit=loader, folder=tmp_path)
+    times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "members").iterdir())]
+    again, told = analyze(fit=loader, folder=str(tmp_path))
+    pd.testing.assert_frame_equal(first.issues, again.issues)
+    members = sorted((tmp_path / "members").iterdir())
+    assert len(members) == 8
+    assert [path.stat().st_mtime_ns for path in members] == times
+    assert told[0].startswith("2 walks of 4 stages")
+    other, _ = analyze()
+    assert not torch.equal(first.scores.value, other.scores.value)
 
 
 @pytest.mark.parametrize("cut", [TWO, partial(expected_false_discovery_cut, rate=0.2), None])
@@ -214,7 +288,7 @@ def test_names_of_samples_are_kept():
     _, inputs, targets = case.data.fetch(torch.arange(7))
     names = [f"s{i}.png" for i in range(7)]
     table = find_label_issues(case.problem, Batches((inputs, targets), ids=names), loss_scores)
-    assert [names[i] for i in table["index"]] == table["id"].tolist()
+    assert [names[i] for i in table.index] == table["id"].tolist()
     half = case.data.subset(torch.tensor([6, 2, 4]))
     assert sorted(find_label_issues(case.problem, half, loss_scores)["id"]) == [2, 4, 6]
 
@@ -289,7 +363,7 @@ def test_soft_targets_are_for_classes_only(likelihood: str):
 def test_corrected_labels_are_given_ones_but_where_flagged(case: Case):
     found = analyzed(case, cut=flagging(1, 5))
     labels, given = corrected_labels(found), case.data.targets()
-    table = found.issues.sort_values("index")
+    table = found.issues.sort_index()
     said = torch.tensor(table["suggested"].tolist())
     for i in range(7):
         assert_close(labels[i], said[i] if i in (1, 5) else given[i], check_dtype=False)
@@ -298,7 +372,7 @@ def test_corrected_labels_are_given_ones_but_where_flagged(case: Case):
 def test_corrections_that_the_ensemble_is_not_sure_of_are_left():
     case = make_case("mlp", "categorical")
     found = analyzed(case, cut=flagging(*range(7)))
-    table = found.issues.sort_values("index")
+    table = found.issues.sort_index()
     for least in (0.0, 0.35, 0.45, 1.1):
         labels = corrected_labels(found, least)
         for i, row in enumerate(table.to_dict("records")):

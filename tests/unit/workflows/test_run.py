@@ -21,13 +21,17 @@ from afterfit import (
     GEX,
     Batches,
     Bernoulli,
+    Categorical,
     Gaussian,
     GeometricEnsemble,
     LossCovariance,
     PerSample,
     Trained,
     TrainingStream,
+    TrainingTrace,
+    Unlearning,
     budget_cut,
+    otsu_cut,
     run_labels,
 )
 from afterfit.evaluate import auc, average_precision
@@ -38,6 +42,7 @@ from afterfit.workflows import LabelRun
 FILES = {"scores.csv", "result.json", "run.toml", "report.html"}
 QUICK = GEX(members=4, steps=4, learning_rate=0.1, sampler=GeometricEnsemble(way="alone"))
 SEARCHING = replace(QUICK, learning_rate="auto", max_trials=3)
+WALKS = Unlearning(rates=(0.0125, 0.025, 0.05, 0.1), epochs=0.1)
 
 
 def trained(num: int = 30, **settings: Any) -> Trained:
@@ -88,8 +93,9 @@ def read(run: LabelRun) -> tuple[pd.DataFrame, dict[str, Any], dict[str, Any], s
 )
 @pytest.mark.filterwarnings("ignore:no learning rate keeps")
 def test_every_file_is_there_whole_and_can_be_read(method: Any, tmp_path: Path):
-    run = run_labels(trained(), tmp_path / "deep" / "run", method)
+    run = run_labels(trained(), tmp_path / "deep" / "run", method, otsu_cut)
     scores, result, settings, page = read(run)
+    assert list(scores.columns[:2]) == ["index", "id"]
     assert scores["rank"].tolist() == list(range(1, 31))
     assert set(scores["index"][:2]) == {0, 1}
     assert result["samples"] == settings["input"]["samples"] == 30
@@ -100,6 +106,92 @@ def test_every_file_is_there_whole_and_can_be_read(method: Any, tmp_path: Path):
     with_table = isinstance(run.analysis.influence, CovarianceInfluence)
     assert names >= (FILES | {"losses.safetensors"} if with_table else FILES)
     assert not [path for path in run.folder.rglob("*") if "tmp" in path.name]
+
+
+def test_every_file_of_the_default_is_there_whole_and_can_be_read(tmp_path: Path):
+    run = run_labels(trained(100), tmp_path, WALKS)
+    scores, result, settings, page = read(run)
+    assert scores["rank"].tolist() == list(range(1, 101))
+    assert set(scores["index"][:2]) == {0, 1}
+    assert scores["p_wrong"].between(0, 1).all()
+    assert result["issues"] == int(scores["is_issue"].sum()) == int((scores["p_wrong"] > 0.5).sum())
+    assert result["cautions"] == list(run.analysis.cautions)
+    share = result["share"]
+    assert share["low"] <= share["value"] <= share["high"]
+    assert share["value"] == pytest.approx(scores["p_wrong"].mean())
+    assert result["expected_wrong"] == pytest.approx(share["value"])
+    assert result["rank_agreement"].keys() == {"loss", "margin"}
+    assert 0.5 < result["told_apart"] <= 1
+    assert settings["method"]["name"] == "Unlearning"
+    assert settings["method"]["epochs"] == 0.1
+    assert settings["input"]["samples"] == result["samples"] == 100
+    assert "Ranked list only" not in page
+    assert "Probably wrong" in page
+    assert "Share of wrong labels" in page
+    names = {path.name for path in run.folder.iterdir()}
+    assert names >= FILES | {"losses.safetensors", "members"}
+    assert not [path for path in run.folder.rglob("*") if "tmp" in path.name]
+
+
+@pytest.mark.parametrize(
+    ("num", "change", "reason"),
+    [
+        (49, lambda y: y, "there are 49 samples, and at least 50 are needed"),
+        (100, torch.zeros_like, "all labels are the same"),
+    ],
+    ids=["few", "one class"],
+)
+def test_cautions_stand_in_the_result_and_on_the_page(
+    num: int, change: Callable[[Tensor], Tensor], reason: str, tmp_path: Path
+):
+    given = trained(num)
+    x, y = given.train
+    run = run_labels(replace(given, train=(x, change(y))), tmp_path)
+    scores, result, _, page = read(run)
+    assert any(reason in caution for caution in result["cautions"])
+    assert any("ranked list only" in caution for caution in result["cautions"])
+    assert reason in page
+    assert "Ranked list only" in page
+    assert "look wrong" not in page
+    assert not result.keys() & {"issues", "threshold", "cut", "share", "precision", "recall"}
+    assert scores["p_wrong"].isna().all()
+    assert not scores["is_issue"].any()
+
+
+def test_a_method_without_probabilities_only_ranks(tmp_path: Path):
+    run = run_labels(trained(), tmp_path, QUICK)
+    _, result, _, page = read(run)
+    assert any("ranked list only" in caution for caution in result["cautions"])
+    assert "Ranked list only" in page
+    assert "issues" not in result
+    assert run.figures.keys() == {"auc", "average_precision"}
+
+
+def test_a_trace_is_the_score_of_a_run(tmp_path: Path):
+    given = trained()
+    x, y = given.train
+    trace = TrainingTrace(30, Categorical())
+    with torch.no_grad():
+        for scale in (0.1, 0.5, 1.0):
+            trace.record(torch.arange(30), scale * given.module(x), y)
+    run = run_labels(given, tmp_path, trace=trace)
+    scores, result, settings, page = read(run)
+    assert scores.sort_values("index")["score"].tolist() == pytest.approx(trace.mean_loss())
+    assert scores["p_wrong"].isna().all()
+    assert set(scores["index"][:2]) == {0, 1}
+    assert result["auc"] == 1
+    assert "trace" in settings["method"]["name"]
+    assert "Ranked list only" in page
+    assert FILES == {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_rate_is_written_with_the_run(tmp_path: Path):
+    run = run_labels(trained(100), tmp_path, WALKS, false_discovery_rate=0.2)
+    scores, result, *_ = read(run)
+    flagged = scores[scores["is_issue"]]
+    assert result["cut"] == "false discovery rate 0.2"
+    assert result["issues"] == len(flagged) > 0
+    assert (1 - flagged["p_wrong"]).mean() <= 0.2
 
 
 def test_the_settings_are_written_as_asked_for_and_as_used(tmp_path: Path):
@@ -176,8 +268,72 @@ def test_a_run_that_was_killed_is_finished_by_the_same_call(where: str, tmp_path
     assert again.figures == whole.figures
 
 
-def test_the_budget_is_the_cost_of_the_training(tmp_path: Path):
-    run = run_labels(trained(epochs=30), tmp_path)
+@pytest.fixture(scope="module")
+def whole_walks(tmp_path_factory: pytest.TempPathFactory) -> LabelRun:
+    """A run of the default method that nobody has killed."""
+    return run_labels(trained(100), tmp_path_factory.mktemp("whole"), WALKS)
+
+
+@pytest.mark.parametrize(
+    ("where", "made"),
+    [("2 walks", 0), ("walk 1, stage 3", 3), ("walk 1, stage 4", 4), ("walk 2, stage 2", 6)],
+)
+def test_walks_that_were_killed_are_finished_by_the_same_call(
+    where: str, made: int, tmp_path: Path, whole_walks: LabelRun
+):
+    def die(line: str) -> None:
+        if line.startswith(where):
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run_labels(trained(100), tmp_path, WALKS, say=die)
+    assert not FILES & {path.name for path in tmp_path.iterdir()}
+    members = tmp_path / "members"
+    kept = sorted(members.iterdir()) if members.exists() else []
+    assert len(kept) == made
+    times = [path.stat().st_mtime_ns for path in kept]
+    again = run_labels(trained(100), tmp_path, WALKS)
+    assert [path.stat().st_mtime_ns for path in kept] == times
+    for name in ("scores.csv", "run.toml", "report.html", "losses.safetensors"):
+        assert (tmp_path / name).read_bytes() == (whole_walks.folder / name).read_bytes()
+    assert again.figures == whole_walks.figures
+
+
+def test_members_of_another_walk_are_refused(tmp_path: Path):
+    run_labels(trained(100), tmp_path, WALKS)
+    for other in (replace(WALKS, seed=1), replace(WALKS, epochs=0.2), replace(WALKS, planted=0.1)):
+        with pytest.raises(ValueError, match="belongs to another run"):
+            run_labels(trained(100), tmp_path, other)
+
+
+def budgeted(epochs: float) -> Trained:
+    """So large, in batches so small, that the shortest stage of 18 steps is half an epoch."""
+    given = trained(320, epochs=epochs)
+    x, y = given.train
+    return replace(given, fit=DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True))
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> LabelRun:
+    """A run of the default method that may cost half of what it would."""
+    return run_labels(budgeted(12.0), tmp_path_factory.mktemp("short"))
+
+
+def test_a_budget_smaller_than_the_walk_shortens_the_stages_and_is_told(short_run: LabelRun):
+    _, result, settings, page = read(short_run)
+    told = "A stage is 1 epochs long instead of 2, since the budget is 12 epochs"
+    assert settings["method"]["budget"] == 12
+    assert any(caution.startswith(told) for caution in result["cautions"])
+    assert told in page
+
+
+def test_the_budget_is_the_cost_of_the_training(short_run: LabelRun):
+    assert read(short_run)[2]["method"]["budget"] == 12
+    assert read(short_run)[1]["forecast"]["epochs"] <= 12
+
+
+def test_the_budget_is_the_cost_of_the_training_of_gex(tmp_path: Path):
+    run = run_labels(trained(epochs=30), tmp_path, GEX(budget=30))
     assert read(run)[2]["method"]["budget"] == 30
     assert read(run)[1]["forecast"]["epochs"] <= 30
 
@@ -226,7 +382,7 @@ def test_the_suspects_stand_on_the_page_with_their_names(tmp_path: Path):
     named = replace(given, train=Batches(given.train, ids=ids))
     run = run_labels(named, tmp_path, loss_scores, title="My <labels>")
     page = run.report.read_text()
-    for i in run.analysis.issues["index"][:2]:
+    for i in run.analysis.issues.index[:2]:
         assert f"this is number {i}." in page
         assert f"file &lt;{i}&gt;" in page
     assert "My &lt;labels&gt;" in page
