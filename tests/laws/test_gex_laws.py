@@ -243,7 +243,7 @@ def test_scores_do_not_depend_on_batch_size_or_order(case: Case):
 UNTOUCHED = """
 import copy, random, sys, warnings
 import numpy as np, torch
-from afterfit import GEX, Problem, find_label_issues
+from afterfit import GEX, Problem, Unlearning, find_label_issues
 from cases import LIKELIHOODS, NETWORKS, make_data, make_module
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -291,6 +291,11 @@ for network in NETWORKS:
         influence = method.fit(problem, data)
         influence.scores(data), influence.self_influence(), influence.mean_scores(data)
         find_label_issues(problem, data, method)
+        many = data.subset(torch.arange(70) % 7)
+        walks = Unlearning(decays=(1.0,), rates=(0.01, 0.02, 0.04, 0.08), epochs=0.1)
+        evidence = walks.fit(problem, many)
+        assert evidence.influence is not None  # it has walked
+        find_label_issues(problem, data, Unlearning())
     assert same(before, state(module, optimizer)), network
     assert same(seeds, randomness()), network
     assert same(point, {**problem.params, **problem.buffers}), network

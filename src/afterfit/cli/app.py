@@ -107,10 +107,12 @@ def labels(
             help="A trace recorded in training: its mean loss is the score, or stands beside it."
         ),
     ] = None,
-    members: Annotated[int, typer.Option(help="Members of the ensemble (gex).")] = 8,
+    members: Annotated[
+        int | None, typer.Option(help="Members of the ensemble (gex: 8, gex-published: 32).")
+    ] = None,
     learning_rate: Annotated[
-        str, typer.Option(help="Peak rate of the ensemble, or auto (gex).")
-    ] = "auto",
+        str | None, typer.Option(help="Peak rate of the ensemble, or auto (gex; by default auto).")
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option(help="Cost at the most, in epochs; by default the factory's epochs."),
@@ -122,15 +124,17 @@ def labels(
     """Rank the training labels by how probably they are wrong, and write a report."""
     set_threads(threads)
     where, rate = _cut(cut)
+    _require_used(method, members, learning_rate, rate, trace)
     if method == "unlearning":
         chosen: Any = Unlearning(budget=budget, batch_size=batch_size, seed=seed)
     elif method == "gex":
         chosen = GEX(
-            members=members, learning_rate=_rate(learning_rate), budget=budget,
+            members=8 if members is None else members,
+            learning_rate=_rate(learning_rate or "auto"), budget=budget,
             batch_size=batch_size, seed=seed,
         )  # fmt: skip
     elif method == "gex-published":
-        chosen = published(members=members, seed=seed)
+        chosen = published(members=32 if members is None else members, seed=seed)
     elif method in SCORES:
         chosen = SCORES[method]
     else:
@@ -150,6 +154,28 @@ def labels(
         ),
         trained,
     )
+
+
+def _require_used(
+    method: str,
+    members: int | None,
+    learning_rate: str | None,
+    rate: float | None,
+    trace: Path | None,
+) -> None:
+    """Refuse an option that the method would ignore."""
+    if members is not None and method not in ("gex", "gex-published"):
+        message = f"--members is for gex and gex-published, and --method is '{method}'"
+        raise ValueError(message)
+    if learning_rate is not None and method != "gex":
+        message = f"--learning-rate is for gex, and --method is '{method}'"
+        raise ValueError(message)
+    if rate is not None and (method != "unlearning" or trace is not None):
+        message = (
+            "--cut fdr:RATE needs probabilities, which only --method unlearning has, without a "
+            "--trace; use --cut budget:NUMBER or otsu"
+        )
+        raise ValueError(message)
 
 
 @app.command()

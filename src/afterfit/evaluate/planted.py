@@ -163,7 +163,7 @@ def _end(likelihood: _Likelihood, best: Values, height: float, outermost: float)
     inside, outside = float(best[0]), float(outermost)
     at, value = likelihood.minimum(best, outside)
     if value - height <= _DROP:
-        return 0.0 if outside < inside else float(expit(outside))
+        return 0.0 if outermost == _LEAST else float(expit(outside))
     start = best
     for _ in range(14):
         middle = 0.5 * (inside + outside)

@@ -189,7 +189,9 @@ def judged(
     return LabelEvidence(
         scores=Scores(combined, _stderr(chains, combined)),
         p_wrong=p_wrong,
-        share=Share(value, min(share.low, value), min(1.0, max(share.high, value))),
+        share=Share(
+            value, min(share.low, value) if share.low > 0 else 0.0, min(1.0, max(share.high, value))
+        ),
         memory=1 - forgotten,
         told_apart=told_apart,
         reliability=agreement,

@@ -277,7 +277,7 @@ def published(members: int = 32, seed: int = 0) -> GEX:
     It is slow (800 steps a member) and the floor hurts on memorized data; it is here so that the
     paper can be reproduced. The sampler is :func:`afterfit.sampling.reference`.
     """
-    sampler = reference(seed)
+    sampler = replace(reference(seed), members=members)
     return GEX(
         members=members,
         steps=sampler.steps,

@@ -45,7 +45,10 @@ _KEPT = 4
 
 _SHARPNESS = 0.05  # a stage whose planted labels are told apart by so much less in AUC weighs 1/e
 _FEWEST_PLANTED = 40
+_FEWEST_FITTED = 8
 _FEWEST_SAMPLES = 50
+_PASS = 1 / 3  # of an epoch of training: a forward pass against a forward and a backward one
+_SHORTEST = 0.25
 
 
 @final
@@ -80,7 +83,7 @@ class Unlearning:
 
     decays: tuple[float, ...] = (1.0, 4.0)
     rates: tuple[float, ...] = RATES
-    epochs: float = 2.0
+    epochs: float | int = 2.0
     planted: float = 0.06
     batch_size: int = 128
     augment: Augment | None = None
@@ -90,10 +93,11 @@ class Unlearning:
     reference = "Kim, Kim and Yang 2023, GEX: A flexible method for approximating influence via Geometric Ensemble, NeurIPS"  # noqa: E501
 
     def __post_init__(self) -> None:
-        if len(self.decays) < 1 or len(self.rates) < _KEPT:
+        if len(self.decays) < 2 or len(self.rates) < _KEPT:
             message = (
                 f"Unlearning: {len(self.decays)} decays and {len(self.rates)} rates, expected at "
-                f"least one decay and {_KEPT} rates"
+                f"least 2 decays, since a walk cannot judge the labels that it made wrong, and "
+                f"{_KEPT} rates"
             )
             raise ValueError(message)
         if not 0 < self.planted <= 0.25:
@@ -136,13 +140,10 @@ class Unlearning:
         reason = _too_little(problem, train)
         if reason:
             return by_loss(problem, train, own, reason)
-        epochs, told = self._affordable()
-        walks = [
-            HeatedWalk(self.rates, decay, epochs, chain=chain, seed=self.seed)
-            for chain, decay in enumerate(self.decays)
-        ]
+        walks = self._walks(stream)
         cost = forecast_walks(problem, train, stream, walks, folder=folder is not None)
         say(f"{len(walks)} walks of {len(self.rates)} stages: {cost}")
+        told = self._told(walks, stream, cost.epochs)
         store = self._store(problem, train, stream, walks, folder)
         found = outputs(problem, train)
         generator = Generator().manual_seed(_own_seed(self.seed))
@@ -150,7 +151,7 @@ class Unlearning:
         free = torch.randperm(train.num_samples, generator=generator)
         count = min(
             max(_FEWEST_PLANTED, round(self.planted * train.num_samples)),
-            train.num_samples // (4 * len(walks)),
+            max(_FEWEST_FITTED, train.num_samples // (4 * len(walks))),
         )
         chains = []
         for walk, planted in zip(walks, free.split(count), strict=False):
@@ -179,17 +180,31 @@ class Unlearning:
             raise ValueError(message)
         return stream
 
-    def _affordable(self) -> tuple[float, tuple[str, ...]]:
-        """Length of a stage within the budget, and what is to be told of it."""
-        wanted = len(self.decays) * len(self.rates) * self.epochs
-        if self.budget is None or wanted <= self.budget:
-            return self.epochs, ()
-        epochs = self.epochs * self.budget / wanted
+    def _walks(self, stream: TrainingStream) -> list[HeatedWalk]:
+        """The walks, with stages as long as the budget lets them be."""
+        stages, epochs = len(self.decays) * len(self.rates), self.epochs
+        if self.budget is not None and stages * (epochs + _PASS) > self.budget:
+            rounding = 0.5 * stream.samples_per_step / stream.num_samples
+            epochs = max(_SHORTEST, self.budget / stages - _PASS - rounding)
+        return [
+            HeatedWalk(self.rates, decay, epochs, chain=chain, seed=self.seed)
+            for chain, decay in enumerate(self.decays)
+        ]
+
+    def _told(
+        self, walks: list[HeatedWalk], stream: TrainingStream, cost: float
+    ) -> tuple[str, ...]:
+        """What is to be said of the budget."""
+        if self.budget is None or walks[0].epochs >= self.epochs:
+            return ()
+        length = walks[0].steps(stream) * stream.samples_per_step / stream.num_samples
         told = (
-            f"A stage is {epochs:.2g} epochs long instead of {self.epochs:g}, since the budget is "
-            f"{self.budget:g} epochs and the whole would take {wanted:g}."
+            f"A stage is {length:.2g} epochs long instead of {self.epochs:g}, since the budget is "
+            f"{self.budget:g} epochs."
         )
-        return epochs, (told,)
+        if cost > 1.05 * self.budget:
+            told += f" No stage can be shorter, so that the whole takes {cost:.3g} epochs."
+        return (told,)
 
     def _store(
         self,

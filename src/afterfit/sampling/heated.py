@@ -55,7 +55,7 @@ class HeatedWalk:
 
     rates: tuple[float, ...] = RATES
     decay: float = 1.0
-    epochs: float = 2.0
+    epochs: float | int = 2.0
     clip: float | None = 1.0
     chain: int = 0
     seed: int = 0

@@ -178,6 +178,9 @@ def analyze_labels(
     chosen = method
     if method is None:
         chosen = Unlearning() if trace is None else _Recorded(trace)
+    _require_sensible_rate(false_discovery_rate, chosen)
+    if trace is not None:
+        _Recorded(trace).require_same_data(train)
     found = found_by(chosen, problem, train, fit, folder, say)
     decision = _decision(found, cut, false_discovery_rate)
     flagged = (
@@ -226,13 +229,17 @@ class _Recorded:
     trace: TrainingTrace
 
     def __call__(self, problem: Problem, train: Batches) -> Tensor:  # noqa: ARG002
+        self.require_same_data(train)
+        return self.trace.mean_loss()
+
+    def require_same_data(self, train: Batches) -> None:
+        """Raise ``ValueError`` where the trace holds another number of samples."""
         if self.trace.num_samples != train.num_samples:
             message = (
                 f"the trace holds {self.trace.num_samples} samples and the data "
                 f"{train.num_samples}, expected as many, in the same order"
             )
             raise ValueError(message)
-        return self.trace.mean_loss()
 
 
 @singledispatch
@@ -310,15 +317,24 @@ def _decision(found: Found, cut: Cutter | None, rate: float | None) -> Cut | Non
     if cut is not None:
         return cut(scores)
     known = found.evidence is not None and found.evidence.share is not None
-    if known:
-        return probability_cut(found.p_wrong, scores, rate)
-    if rate is not None:
+    return probability_cut(found.p_wrong, scores, rate) if known else None
+
+
+def _require_sensible_rate(rate: float | None, method: Any) -> None:
+    if rate is None:
+        return
+    if not 0 < rate < 1:
         message = (
-            "a false discovery rate needs probabilities, and these scores have none; use the "
-            "default method without a rate to see why, or pass cut=partial(budget_cut, budget=100)"
+            f"false_discovery_rate is {rate}, expected between 0 and 1: pass 0.1 to allow one "
+            "right label in ten"
         )
         raise ValueError(message)
-    return None
+    if not isinstance(method, Unlearning):
+        message = (
+            "a false discovery rate needs probabilities, which only Unlearning has: leave out the "
+            "method and the use of a trace as one, or pass cut=partial(budget_cut, budget=100)"
+        )
+        raise ValueError(message)
 
 
 def _free_scores(
@@ -344,7 +360,7 @@ def _doubted(problem: Problem, train: Batches, found: Found) -> Tensor | None:
 
 def _rank_correlation(left: Tensor, right: Tensor) -> float:
     pair = left.cpu().double(), right.cpu().double()
-    if any(float(values.std()) == 0 for values in pair):
+    if len(pair[0]) < 2 or any(float(values.std()) == 0 for values in pair):
         return math.nan
     return float(spearmanr(*(values.numpy() for values in pair))[0])  # pyright: ignore[reportArgumentType]
 

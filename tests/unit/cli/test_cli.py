@@ -57,7 +57,11 @@ def test_a_factory_becomes_a_report(tmp_path, monkeypatch, capsys, options):
     [
         (GOOD.format(extra=""), ("--cut", "median"), "--cut is 'median'"),
         (GOOD.format(extra=""), ("--method", "magic"), "--method is 'magic'"),
-        (GOOD.format(extra=""), ("--method", "gex", "--learning-rate", "hot"), "--learning-rate is 'hot'"),
+        (
+            GOOD.format(extra=""),
+            ("--method", "gex", "--learning-rate", "hot"),
+            "--learning-rate is 'hot'",
+        ),
         (GOOD.format(extra=""), ("--method", "margin", "--cut", "fdr:0.1"), "probabilities"),
         ("x = 1", (), "has no function 'factory'"),
         ("def factory():\n    return 3", (), "returned a int"),

@@ -79,9 +79,7 @@ def test_every_method_ranks_the_wrong_labels_first(run: Run, tmp_path: Path, met
     assert f"report: {Path('run') / 'report.html'}" in out
 
 
-@pytest.mark.parametrize(
-    ("cut", "flagged"), [("budget:5", 5), ("budget:0", 0), ("otsu", None)]
-)
+@pytest.mark.parametrize(("cut", "flagged"), [("budget:5", 5), ("budget:0", 0), ("otsu", None)])
 def test_the_cut_is_the_one_that_was_asked_for(
     run: Run, tmp_path: Path, cut: str, flagged: int | None
 ):
@@ -219,8 +217,14 @@ RAISING = "def factory():\n    raise AssertionError('the factory was called')\n"
         (("--cut", "budget:some"), "--cut is 'budget:some'"),
         (("--cut", "otsu:3"), "--cut is 'otsu:3'"),
         (("--method", "GEX"), "--method is 'GEX', expected unlearning, gex, gex-published, loss"),
-        ((*TO_GEX, "--learning-rate", "hot"), "--learning-rate is 'hot', expected 'auto' or a number"),
-        ((*TO_GEX, "--learning-rate", "-1"), "learning_rate is -1.0, expected 'auto' or a number above 0"),
+        (
+            (*TO_GEX, "--learning-rate", "hot"),
+            "--learning-rate is 'hot', expected 'auto' or a number",
+        ),
+        (
+            (*TO_GEX, "--learning-rate", "-1"),
+            "learning_rate is -1.0, expected 'auto' or a number above 0",
+        ),
         ((*TO_GEX, "--learning-rate", "nan"), "learning_rate is nan"),
         ((*TO_GEX, "--members", "0"), "members is 0, expected at least 1"),
         (("--threads", "-2"), "--threads is -2, expected 0 or more"),
@@ -263,6 +267,13 @@ def test_what_is_wrong_with_the_factory_is_told_in_one_line(
     assert said in err.splitlines()[-1]
     assert err.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("options", [(), ("--members", "32"), ("--members", "4")])
+def test_the_published_settings_can_be_asked_for(run: Run, options: tuple[str, ...]):
+    """That nothing is wrong with the options shows in the factory being called."""
+    _, _, err = run("labels", "mine.py", "--method", "gex-published", *options, text=RAISING)
+    assert "the factory was called" in err
 
 
 def test_a_budget_too_small_for_gex_is_told_in_one_line(run: Run):

@@ -80,9 +80,7 @@ def test_the_same_seed_makes_the_same_mistakes(likelihood: Any):
     outputs = torch.randn(50, 3, generator=Generator().manual_seed(5))
     y = torch.arange(50) % 3
     y = y if isinstance(likelihood, Categorical) else (outputs > 0).float()
-    draws = [
-        mistaken(likelihood, outputs, y, Generator().manual_seed(seed)) for seed in (1, 1, 2)
-    ]
+    draws = [mistaken(likelihood, outputs, y, Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 

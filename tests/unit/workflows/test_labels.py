@@ -87,6 +87,7 @@ def likelihood_cases():
 
 
 @pytest.mark.parametrize("number", range(5))
+@pytest.mark.filterwarnings("ignore:no learning rate keeps")  # the network is not trained
 def test_every_likelihood_gets_a_table(number):
     cases, x = likelihood_cases()
     likelihood, width, y, method = cases[number]
@@ -152,7 +153,7 @@ def test_the_index_is_the_position_so_that_rows_and_joins_are_of_the_same_sample
     assert joined["given"].equals(joined["label"])
     assert table.join(own)["name"].tolist() == table["id"].tolist()
     assert own.merge(table, left_index=True, right_index=True)["name"].equals(joined["id"])
-    doubtful = own[table["rank"] <= 3]  # a mask is aligned by the index too
+    doubtful = own.loc[table["rank"] <= 3]  # a mask is aligned by the index too
     assert set(doubtful["name"]) == set(table["id"][:3])
     aligned = own.assign(score=table["score"])
     assert aligned["score"].tolist() == table.sort_index()["score"].tolist()
@@ -219,7 +220,7 @@ def test_a_larger_rate_flags_no_fewer(judged, walked: Path):
     assert flags[0] < flags[-1]
 
 
-def called(problem: Problem, data: Batches) -> torch.Tensor:  # noqa: ARG001
+def called(problem: Problem, data: Batches) -> torch.Tensor:
     """Score that must not be asked for."""
     message = "the method was asked for scores"
     raise AssertionError(message)
@@ -238,7 +239,7 @@ def test_a_cut_and_a_rate_are_one_too_many(method: Any):
 @pytest.mark.parametrize("method", [loss_scores, GradientDot(), QUICK])
 def test_a_rate_needs_probabilities(method: Any):
     net, x, y, _ = two_groups()
-    with pytest.raises(ValueError, match="needs probabilities, and these scores have none"):
+    with pytest.raises(ValueError, match="needs probabilities, which only Unlearning has"):
         find_label_issues(
             Problem.from_module(net, Categorical()), Batches((x, y)), method,
             false_discovery_rate=0.1,
@@ -304,8 +305,7 @@ def test_the_default_ranks_by_the_loss_and_says_why_where_it_cannot_judge(num, c
     assert any(reason in c and "ranked list only" in c for c in found.cautions)
     with pytest.raises(ValueError, match=f"ranked list only.*{reason}"):
         prune(data, found)
-    with pytest.raises(ValueError, match="needs probabilities"):
-        analyze_labels(problem, data, false_discovery_rate=0.1)
+    assert analyze_labels(problem, data, false_discovery_rate=0.1).cut is None
     cut = analyze_labels(problem, data, cut=otsu_cut)
     assert cut.kept.tolist() == (~otsu_cut(found.scores.value).is_issue).nonzero()[:, 0].tolist()
 
@@ -376,8 +376,11 @@ def test_a_budget_shortens_the_stages_and_is_told():
     walks = Unlearning(rates=WALKS.rates, batch_size=8, budget=8)
     found = analyze_labels(problem, data, walks)
     (told,) = [c for c in found.cautions if "budget" in c]
-    assert told.startswith("A stage is 1 epochs long instead of 2, since the budget is 8 epochs")
-    assert found.influence.cost.epochs == pytest.approx(8 + 8 / 3)  # eight passes for losses
+    assert told.startswith(
+        "A stage is 0.6"
+    )  # eight passes for losses cost a third of an epoch each
+    assert "epochs long instead of 2, since the budget is 8 epochs" in told
+    assert 7 < found.influence.cost.epochs <= 8
     enough = analyze_labels(problem, data, Unlearning(rates=WALKS.rates, epochs=0.5, budget=8))
     assert not any("budget" in caution for caution in enough.cautions)
 
