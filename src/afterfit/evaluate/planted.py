@@ -22,7 +22,7 @@ Values = NDArray[np.float64]
 
 _GROUPS = 2048  # scores of the data are averaged in so many groups of like size
 _DROP = 1.353  # half of the 90 % quantile of chi-squared with one degree of freedom
-_LEAST, _MOST = logit(1e-5), logit(0.98)
+_LEAST = logit(1e-5)
 
 
 @final
@@ -64,7 +64,9 @@ class PlantedFit:
         return torch.sigmoid(self.log_odds(scores))
 
 
-def fit_planted(planted: Float[Tensor, " n"], data: Float[Tensor, " N"]) -> PlantedFit:
+def fit_planted(
+    planted: Float[Tensor, " n"], data: Float[Tensor, " N"], most: float = 0.98
+) -> PlantedFit:
     """Compare the scores of planted wrong labels with those of the data.
 
     Parameters
@@ -73,6 +75,9 @@ def fit_planted(planted: Float[Tensor, " n"], data: Float[Tensor, " N"]) -> Plan
         Scores of samples whose label was made wrong; large = suspicious.
     data
         Scores of the other samples, of whose labels an unknown share is wrong.
+    most
+        Largest share that is possible. Where planted scores hardly differ from the others, a share
+        of nearly one explains them as well as any other, and what else is known must tell.
 
     Raises
     ------
@@ -93,12 +98,17 @@ def fit_planted(planted: Float[Tensor, " n"], data: Float[Tensor, " N"]) -> Plan
     wrong, rest = _checked(planted, "planted"), _checked(data, "other")
     center = float(np.median(rest))
     spread = float(np.concatenate([wrong, rest]).std()) or 1.0
-    likelihood = _Likelihood((wrong - center) / spread, (rest - center) / spread)
-    starts = [np.array([p, a, 0.5]) for p in (-4.0, -2.0, -0.7) for a in (-2.0, -4.0)]
+    largest = float(logit(np.clip(most, 1e-4, 0.98)))
+    likelihood = _Likelihood((wrong - center) / spread, (rest - center) / spread, largest)
+    starts = [
+        np.array([prior, offset, 0.5])  # far offsets lead to a plateau where all are alike
+        for prior in np.minimum((-4.0, -2.0, -0.7), largest)
+        for offset in (0.0, -1.0, -3.0)
+    ]
     best = min((likelihood.minimum(start) for start in starts), key=lambda found: found[1])
     (prior, offset, log_slope), height = best
     low = _end(likelihood, best[0], height, _LEAST)
-    high = _end(likelihood, best[0], height, _MOST)
+    high = _end(likelihood, best[0], height, largest)
     return PlantedFit(
         share=float(expit(prior)),
         low=low,
@@ -114,7 +124,8 @@ def fit_planted(planted: Float[Tensor, " n"], data: Float[Tensor, " N"]) -> Plan
 class _Likelihood:
     """Negative log-likelihood of telling planted samples from the data, in nats."""
 
-    def __init__(self, planted: Values, data: Values) -> None:
+    def __init__(self, planted: Values, data: Values, largest: float) -> None:
+        self._largest = largest
         ordered = np.sort(data)
         groups = np.array_split(ordered, min(len(ordered), _GROUPS))
         self._planted = planted
@@ -125,7 +136,7 @@ class _Likelihood:
     def minimum(self, start: Values, prior: float | None = None) -> tuple[Values, float]:
         """Smallest value over (logit of the share, offset, log slope), the share held if given."""
         if prior is None:
-            bounds = [(_LEAST, _MOST), (-60.0, 60.0), (-4.0, 4.0)]
+            bounds = [(_LEAST, self._largest), (-60.0, 60.0), (-4.0, 4.0)]
             found = minimize(self.value, start, jac=True, method="L-BFGS-B", bounds=bounds)
             return found.x, float(found.fun)
 

@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from afterfit.evaluate.planted import PlantedFit, fit_planted
+from afterfit.evaluate.planted import fit_planted
 from afterfit.influence.covariance import Scores
 from afterfit.influence.loss_covariance import CovarianceInfluence
 from afterfit.influence.mistakes import doubts, names_classes, sums_outputs
@@ -215,20 +215,23 @@ def _calibrated(problem: Problem, chains: list[Chain]) -> tuple[Float[Tensor, " 
     odds, lows, highs = [], 0.0, 0.0
     mass = sum(chain.weight for chain in chains)
     for chain in chains:
-        by_doubt = fit_planted(chain.doubt[chain.planted], chain.doubt[chain.rest])
-        by_score = fit_planted(chain.score[chain.planted], chain.score[chain.rest])
+        contradicted, error = _contradicted(problem, chain)
+        most = contradicted + 1.645 * error
+        by_doubt = fit_planted(chain.doubt[chain.planted], chain.doubt[chain.rest], most)
+        by_score = fit_planted(chain.score[chain.planted], chain.score[chain.rest], most)
         mixed = 0.5 * (by_doubt.log_odds(chain.doubt) + by_score.log_odds(chain.score))
         odds.append(_SLOPE * mixed.clamp(-14, 14) + _SHIFT)
-        contradicted, error = _contradicted(problem, chain, by_doubt)
+        if not names_classes(problem.likelihood):
+            contradicted = most = by_doubt.high
         lows += chain.weight * max(0.0, by_doubt.low - _HARD * contradicted) / mass
-        highs += chain.weight * max(by_doubt.high, contradicted + 1.645 * error) / mass
+        highs += chain.weight * max(by_doubt.high, most) / mass
     return torch.logit(_averaged(chains, [torch.sigmoid(o) for o in odds])), Share(0.0, lows, highs)
 
 
-def _contradicted(problem: Problem, chain: Chain, fit: PlantedFit) -> tuple[float, float]:
+def _contradicted(problem: Problem, chain: Chain) -> tuple[float, float]:
     """Share of the labels that members contradict, over the part of planted ones, and its error."""
     if not names_classes(problem.likelihood):
-        return fit.high, 0.0
+        return 1.0, 0.0
     num_planted, num = int(chain.planted.sum()), int(chain.rest.sum())
     of_planted = max(0.2, float((chain.doubt[chain.planted] > 0).double().mean()))
     of_rest = float((chain.doubt[chain.rest] > 0).double().mean())
