@@ -24,7 +24,7 @@ def mixture(share: float, seed: int, num: int = 1000, known: int = 100) -> tuple
 @pytest.mark.parametrize("at", [(-3.0, -4.0, 0.5), (0.5, 1.0, -1.0), (-0.2, -0.5, 1.2)])
 def test_the_gradient_is_that_of_the_likelihood(at: tuple[float, float, float]):
     planted, data = mixture(0.1, 0, num=3000)
-    likelihood = module._Likelihood(planted.numpy() / 2, data.numpy() / 2)
+    likelihood = module._Likelihood(planted.numpy() / 2, data.numpy() / 2, 3.9)
     point = np.array(at)
     found = likelihood.value(point)[1]
     for k, step in enumerate(np.eye(3) * 1e-6):
@@ -149,3 +149,21 @@ def test_few_scores_and_those_that_are_not_finite_are_refused():
         with pytest.raises(ValueError, match="1 that are not finite"):
             fit_planted(spoiled, data)
     fit_planted(planted[:8], data[:8])
+
+
+def test_groups_that_overlap_are_not_taken_for_one():
+    """Far starts lead to a plateau on which all of the data score like the planted ones."""
+    generator = torch.Generator().manual_seed(3)
+    data = torch.randn(4000, generator=generator)
+    data[:1600] += 1.2
+    found = fit_planted(torch.randn(240, generator=generator) + 1.2, data)
+    assert 0.2 < found.share < 0.6
+    assert float(found.probability(data).std()) > 0.1
+
+
+def test_no_more_are_wrong_than_is_possible():
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(600, generator=generator)
+    found = fit_planted(scores[:100], scores[100:], most=0.3)
+    assert found.share <= 0.3 + 1e-9
+    assert found.high <= 0.3 + 1e-9
