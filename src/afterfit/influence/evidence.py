@@ -276,6 +276,8 @@ def _agreement(chains: list[Chain]) -> float:
     if len(chains) < 2:
         return float("nan")
     both = chains[0].rest & chains[1].rest
+    if any(float(chain.score[both].std()) == 0 for chain in chains[:2]):
+        return 0.0
     found = float(spearmanr(chains[0].score[both], chains[1].score[both])[0])  # pyright: ignore[reportArgumentType]
     return 2 * found / (1 + found) if found > 0 else found
 

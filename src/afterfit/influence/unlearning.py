@@ -39,6 +39,7 @@ from afterfit.problem.persample import losses, outputs
 from afterfit.problem.problem import Problem
 from afterfit.sampling.forecast import Forecast, forecast_walks
 from afterfit.sampling.heated import RATES, HeatedWalk
+from afterfit.sampling.walk import Diverged
 
 _KEPT = 4
 """Stages that are scored, the hottest of a walk; those before them only lead there."""
@@ -281,12 +282,15 @@ def _observed(
 def _hot(
     walk: HeatedWalk, problem: Problem, stream: TrainingStream, store: Store, say: Any
 ) -> Iterator[Member]:
-    for member in walk.walk(problem, stream, store):
-        if not store.holds(member.chain, member.stage):
-            store.save(member)
-        say(f"walk {walk.chain + 1}, stage {member.stage + 1} of {len(walk.rates)} is made")
-        if member.stage >= len(walk.rates) - _KEPT:
-            yield member
+    try:
+        for member in walk.walk(problem, stream, store):
+            if not store.holds(member.chain, member.stage):
+                store.save(member)
+            say(f"walk {walk.chain + 1}, stage {member.stage + 1} of {len(walk.rates)} is made")
+            if member.stage >= len(walk.rates) - _KEPT:
+                yield member
+    except Diverged as error:
+        say(f"walk {walk.chain + 1} ends early: {error}")
 
 
 def _stage_loss(
