@@ -292,7 +292,7 @@ for network in NETWORKS:
         influence.scores(data), influence.self_influence(), influence.mean_scores(data)
         find_label_issues(problem, data, method)
         many = data.subset(torch.arange(70) % 7)
-        walks = Unlearning(decays=(1.0,), rates=(0.01, 0.02, 0.04, 0.08), epochs=0.1)
+        walks = Unlearning(rates=(0.01, 0.02, 0.04, 0.08), epochs=0.1)
         evidence = walks.fit(problem, many)
         assert evidence.influence is not None  # it has walked
         find_label_issues(problem, data, Unlearning())
