@@ -249,10 +249,7 @@ def _never_falling(p: Float[Tensor, " N"], score: Float[Tensor, " N"]) -> Float[
 
 def _stderr(chains: list[Chain], combined: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     """Standard error from the difference of the walks, pooled over samples of like score."""
-    if len(chains) < 2:
-        return torch.full_like(combined, torch.nan)
-    everything = torch.ones_like(combined, dtype=torch.bool)
-    scale = float(_averaged(chains, [chain.score for chain in chains])[everything].std()) or 1.0
+    scale = float(_averaged(chains, [chain.score for chain in chains]).std()) or 1.0
     left, right = chains[0], chains[1]
     squares = (left.score - right.score).square() / 2
     weights = torch.stack([left.weight * left.rest, right.weight * right.rest]).double()
@@ -273,8 +270,6 @@ def _stderr(chains: list[Chain], combined: Float[Tensor, " N"]) -> Float[Tensor,
 
 
 def _agreement(chains: list[Chain]) -> float:
-    if len(chains) < 2:
-        return float("nan")
     both = chains[0].rest & chains[1].rest
     if any(float(chain.score[both].std()) == 0 for chain in chains[:2]):
         return 0.0

@@ -38,6 +38,7 @@ from afterfit.problem.ensemble import (
 from afterfit.problem.persample import losses, outputs
 from afterfit.problem.problem import Problem
 from afterfit.sampling.forecast import Forecast, forecast_walks
+from afterfit.sampling.geometric import named
 from afterfit.sampling.heated import RATES, HeatedWalk
 from afterfit.sampling.walk import Diverged
 
@@ -217,7 +218,9 @@ class Unlearning:
     ) -> Store:
         if folder is None:
             return MemoryStore()
-        reading = (stream.samples_per_step, stream.num_samples, self.planted)
+        reading = (
+            named(stream.augment), stream.samples_per_step, stream.num_samples, self.planted
+        )  # fmt: skip
         key = settings_key(problem, train.fingerprint(), walks, reading)
         return MemberStore(Path(folder) / "members", key)
 
@@ -284,8 +287,6 @@ def _hot(
 ) -> Iterator[Member]:
     try:
         for member in walk.walk(problem, stream, store):
-            if not store.holds(member.chain, member.stage):
-                store.save(member)
             say(f"walk {walk.chain + 1}, stage {member.stage + 1} of {len(walk.rates)} is made")
             if member.stage >= len(walk.rates) - _KEPT:
                 yield member

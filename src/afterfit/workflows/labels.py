@@ -16,6 +16,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from afterfit.evaluate.threshold import Cut, probability_cut
 from afterfit.influence.base import Influence, InfluenceMethod
+from afterfit.influence.baselines import margin_scores
 from afterfit.influence.covariance import Scores
 from afterfit.influence.evidence import LabelEvidence, Share
 from afterfit.influence.gex import GEX, Say, quiet
@@ -343,8 +344,7 @@ def _free_scores(
     """Scores that cost a pass over the data at most."""
     free = {"loss": losses(problem, train).cpu()}
     if names_classes(problem.likelihood):
-        mean = problem.likelihood.mean(outputs(problem, train).double())
-        free["margin"] = doubts(problem.likelihood, mean, train.targets()).amax(1).cpu()
+        free["margin"] = margin_scores(problem, train).cpu()
     if trace is not None:
         free["mean_loss"] = _Recorded(trace)(problem, train).cpu()
     return free

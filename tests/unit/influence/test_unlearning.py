@@ -437,3 +437,11 @@ def test_the_standard_error_is_what_seeds_differ_by():
     spread = values.var(0, correction=1).mean()
     claimed = torch.stack([scores.stderr.square() for scores in found]).mean()
     assert 1 / 3 < float(claimed / spread) < 3
+
+
+def test_another_augmentation_is_another_run(tmp_path: Path):
+    problem, data, _ = clouds()
+    Unlearning().fit(problem, data, folder=tmp_path)
+    noisy = Unlearning(augment=lambda x, generator: x + torch.randn(x.shape, generator=generator))
+    with pytest.raises(ValueError, match="belongs to another run"):
+        noisy.fit(problem, data, folder=tmp_path)
