@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 from scipy.special import expit, logit
 from torch import Tensor
 
@@ -23,6 +23,7 @@ Values = NDArray[np.float64]
 _GROUPS = 2048  # scores of the data are averaged in so many groups of like size
 _DROP = 1.353  # half of the 90 % quantile of chi-squared with one degree of freedom
 _LEAST = logit(1e-5)
+_DESCENTS = 3  # from the lowest of the starts
 
 
 @final
@@ -105,7 +106,9 @@ def fit_planted(
         for prior in np.minimum((-4.0, -2.0, -0.7), largest)
         for offset in (0.0, -1.0, -3.0)
     ]
-    best = min((likelihood.minimum(start) for start in starts), key=lambda found: found[1])
+    starts.sort(key=lambda start: likelihood.value(start)[0])
+    tried = [likelihood.minimum(start) for start in starts[:_DESCENTS]]
+    best = min(tried, key=lambda found: found[1])
     (prior, offset, log_slope), height = best
     low = _end(likelihood, best[0], height, _LEAST)
     high = _end(likelihood, best[0], height, largest)
@@ -171,19 +174,17 @@ class _Likelihood:
 
 def _end(likelihood: _Likelihood, best: Values, height: float, outermost: float) -> float:
     """Share at which the profile likelihood has fallen by the drop, between best and outermost."""
-    inside, outside = float(best[0]), float(outermost)
-    at, value = likelihood.minimum(best, outside)
-    if value - height <= _DROP:
-        return 0.0 if outermost == _LEAST else float(expit(outside))
     start = best
-    for _ in range(14):
-        middle = 0.5 * (inside + outside)
-        at, value = likelihood.minimum(start, middle)
-        if value - height <= _DROP:
-            inside, start = middle, at
-        else:
-            outside = middle
-    return float(expit(inside))
+
+    def excess(prior: float) -> float:
+        nonlocal start
+        start, value = likelihood.minimum(start, prior)
+        return value - height - _DROP
+
+    if excess(outermost) <= 0:
+        return 0.0 if outermost == _LEAST else float(expit(outermost))
+    start = best
+    return float(expit(brentq(excess, float(best[0]), outermost, xtol=1e-3)))
 
 
 def _checked(scores: Tensor, name: str) -> Values:

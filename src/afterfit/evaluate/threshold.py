@@ -12,6 +12,8 @@ from afterfit.evaluate.separation import otsu, two_component_mixture
 Transform = Callable[[Tensor], Tensor]
 """An increasing function that acts on each score by itself."""
 
+_UNCERTAIN = 0.5  # labels that are counted as right beside those that the probabilities expect
+
 
 def signed_sqrt(scores: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     """Square root of the size with the sign kept; of self-influence, the spread of the loss.
@@ -123,15 +125,16 @@ def probability_cut(
         In whose units the threshold is given.
     rate
         Flag as many as possible while at most this share of the flagged is expected to be right
-        (Newton et al. 2004); None flags what is more probably wrong than right.
+        (Newton et al. 2004), with half a label more that is right, since probabilities are
+        estimates and a few of them show no rate; None flags what is more probably wrong than right.
 
     Examples
     --------
     >>> p = torch.tensor([0.01, 0.4, 0.9, 0.99])
     >>> probability_cut(p, p).is_issue
     tensor([False, False,  True,  True])
-    >>> probability_cut(p, p, rate=0.25).is_issue
-    tensor([False,  True,  True,  True])
+    >>> probability_cut(p, p, rate=0.4).is_issue
+    tensor([False, False,  True,  True])
     """
     if rate is not None and not 0 < rate < 1:
         msg = f"rate is {rate}, expected between 0 and 1: pass 0.1 to allow one clean sample in ten"
@@ -144,8 +147,9 @@ def probability_cut(
         num, name = int((wrong > 0.5).sum()), "more probably wrong than right"
     else:
         ranked = wrong.sort(descending=True).values
-        clean = (1 - ranked).cumsum(0) / torch.arange(1, len(ranked) + 1)
-        num, name = int((clean <= rate).sum()), f"false discovery rate {rate:g}"
+        clean = (_UNCERTAIN + (1 - ranked).cumsum(0)) / torch.arange(1, len(ranked) + 1)
+        within = (clean <= rate).nonzero()[:, 0]
+        num, name = int(within[-1]) + 1 if len(within) else 0, f"false discovery rate {rate:g}"
     return _cut(scores, num, float(wrong.mean()), float("nan"), name)
 
 

@@ -6,6 +6,7 @@ data that experiments/gex/NOTES.md names, and are reported on others there.
 
 import math
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import final
 
 import torch
@@ -20,7 +21,6 @@ from afterfit.influence.covariance import Scores
 from afterfit.influence.loss_covariance import CovarianceInfluence
 from afterfit.influence.mistakes import doubts, names_classes, sums_outputs
 from afterfit.problem.data import Batches
-from afterfit.problem.persample import outputs
 from afterfit.problem.problem import Problem
 
 _SLOPE, _SHIFT = 1.5, -0.25  # of the log odds of the two fits
@@ -66,7 +66,7 @@ class LabelEvidence:
     told_apart
         AUC by which the better walk tells its planted labels from the rest.
     reliability
-        Rank correlation of the two walks, stepped up to both (Spearman and Brown 1910).
+        Rank correlation of two walks, stepped up to all of them (Spearman and Brown 1910).
     mean
         Expected target by the members, (N, C).
     fallback
@@ -161,7 +161,7 @@ def judged(
             f"(reliability {agreement:.2f}): labels may be random, or the network may have learned "
             "nothing that samples share"
         )
-        evidence = by_loss(problem, train, own, reason)
+        evidence = by_loss(problem, found, own, reason)
         return replace(
             evidence, mean=mean, told_apart=told_apart, reliability=agreement, influence=influence
         )
@@ -182,7 +182,7 @@ def judged(
     cautions = [*told]
     if agreement < _AGREEING:
         cautions.append(
-            f"The two walks agree only in part on the ranking (reliability {agreement:.2f}): look "
+            f"The walks agree only in part on the ranking (reliability {agreement:.2f}): look "
             "at more than the first rows, or give a larger budget."
         )
     value = float(p_wrong.mean())
@@ -248,45 +248,50 @@ def _never_falling(p: Float[Tensor, " N"], score: Float[Tensor, " N"]) -> Float[
 
 
 def _stderr(chains: list[Chain], combined: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """Standard error from the difference of the walks, pooled over samples of like score."""
+    """Standard error from the differences of the walks, pooled over samples of like score."""
     scale = float(_averaged(chains, [chain.score for chain in chains]).std()) or 1.0
-    left, right = chains[0], chains[1]
-    squares = (left.score - right.score).square() / 2
-    weights = torch.stack([left.weight * left.rest, right.weight * right.rest]).double()
-    weights = weights / weights.sum(0)
-    variance = squares * weights.square().sum(0)
-    usable = left.rest & right.rest
+    scores = torch.stack([chain.score for chain in chains])
+    mask = torch.stack([chain.rest for chain in chains]).double()
+    weights = mask * torch.tensor([[chain.weight] for chain in chains], dtype=torch.double)
+    squares = (weights / weights.sum(0)).square().sum(0)
+    number = mask.sum(0)
+    usable = number >= 2
+    apart = (scores - (mask * scores).sum(0) / number.clamp_min(1)).square()
+    variance = (mask * apart).sum(0) / (number - 1).clamp_min(1) * squares
     order = combined.argsort(stable=True)
     width = max(20, len(combined) // 50)
     kernel = torch.ones(1, 1, 2 * width + 1, dtype=torch.double)
     rows = torch.stack([(variance * usable)[order], usable[order].double()])[:, None]
-    total, number = torch.nn.functional.conv1d(rows, kernel, padding=width)[:, 0]
+    total, near = torch.nn.functional.conv1d(rows, kernel, padding=width)[:, 0]
     whole = variance[usable].mean()
-    near = torch.where(number >= 10, total / number.clamp_min(1), whole)
     pooled = torch.empty_like(variance)
-    pooled[order] = near.sqrt()
-    alone = weights.square().sum(0) / (weights.square().sum(0)[usable].mean())
-    return pooled * alone.sqrt() / scale
+    pooled[order] = torch.where(near >= 10, total / near.clamp_min(1), whole).sqrt()
+    return pooled * (squares / squares[usable].mean()).sqrt() / scale
 
 
 def _agreement(chains: list[Chain]) -> float:
-    both = chains[0].rest & chains[1].rest
-    if any(float(chain.score[both].std()) == 0 for chain in chains[:2]):
+    """Mean rank correlation of two walks, stepped up to all of them."""
+    if any(float(chain.score[chain.rest].std()) == 0 for chain in chains):
         return 0.0
-    found = float(spearmanr(chains[0].score[both], chains[1].score[both])[0])  # pyright: ignore[reportArgumentType]
-    return 2 * found / (1 + found) if found > 0 else found
+    found = [_correlation(one, other) for one, other in combinations(chains, 2)]
+    mean = sum(found) / len(found)
+    return len(chains) * mean / (1 + (len(chains) - 1) * mean) if mean > 0 else mean
+
+
+def _correlation(one: Chain, other: Chain) -> float:
+    both = one.rest & other.rest
+    return float(spearmanr(one.score[both], other.score[both])[0])  # pyright: ignore[reportArgumentType]
 
 
 def by_loss(
-    problem: Problem, train: Batches, own: Float[Tensor, " N"], reason: str
+    problem: Problem, found: Float[Tensor, "N C"], own: Float[Tensor, " N"], reason: str
 ) -> LabelEvidence:
     """Rank by the loss of the trained network, and say why."""
     unknown = torch.full_like(own, torch.nan)
-    found = outputs(problem, train).cpu()
     try:
-        mean = problem.likelihood.mean(found)
+        mean = problem.likelihood.mean(found).cpu()
     except TypeError:
-        mean = found
+        mean = found.cpu()
     return LabelEvidence(
         scores=Scores(own, unknown),
         p_wrong=unknown,

@@ -35,7 +35,7 @@ from afterfit.problem.ensemble import (
     Store,
     settings_key,
 )
-from afterfit.problem.persample import losses, outputs
+from afterfit.problem.persample import losses_of, outputs
 from afterfit.problem.problem import Problem
 from afterfit.sampling.forecast import Forecast, forecast_walks
 from afterfit.sampling.geometric import named
@@ -49,6 +49,7 @@ _SHARPNESS = 0.05  # a stage whose planted labels are told apart by so much less
 _FEWEST_PLANTED = 40
 _FEWEST_FITTED = 8
 _FEWEST_SAMPLES = 50
+_SMALL = 1000  # samples below which each decay is walked twice: chance is large, and time is short
 _PASS = 1 / 3  # of an epoch of training: a forward pass against a forward and a backward one
 _SHORTEST = 0.25
 
@@ -61,7 +62,7 @@ class Unlearning:
     Parameters
     ----------
     decays
-        Decay of each walk.
+        Decay of each walk; below 1,000 samples each is walked twice, if the budget allows.
     rates
         Rates of the stages of a walk; the last four are scored.
     epochs
@@ -137,19 +138,18 @@ class Unlearning:
             If targets do not fit the network, a loss is not finite, or the folder holds another
             run.
         """
-        own = losses(problem, train).cpu().double()
+        found, targets = outputs(problem, train), train.targets().cpu()
+        own = losses_of(problem, train, found).cpu().double()
         stream = self._stream(train, fit)
-        reason = _too_little(problem, train)
+        reason = _too_little(problem, found, targets)
         if reason:
-            return by_loss(problem, train, own, reason)
+            return by_loss(problem, found, own, reason)
         walks = self._walks(stream)
         cost = forecast_walks(problem, train, stream, walks, folder=folder is not None)
         say(f"{len(walks)} walks of {len(self.rates)} stages: {cost}")
         told = self._told(walks, stream, cost.epochs)
         store = self._store(problem, train, stream, walks, folder)
-        found = outputs(problem, train)
         generator = Generator().manual_seed(_own_seed(self.seed))
-        targets = train.targets().cpu()
         free = torch.randperm(train.num_samples, generator=generator)
         count = min(
             max(_FEWEST_PLANTED, round(self.planted * train.num_samples)),
@@ -184,13 +184,17 @@ class Unlearning:
 
     def _walks(self, stream: TrainingStream) -> list[HeatedWalk]:
         """The walks, with stages as long as the budget lets them be."""
-        stages, epochs = len(self.decays) * len(self.rates), self.epochs
+        decays, epochs = self.decays, self.epochs
+        stage, limit = len(decays) * len(self.rates) * (epochs + _PASS), self.budget or math.inf
+        if stream.num_samples < _SMALL and 2 * stage <= limit:
+            decays = 2 * decays
+        stages = len(decays) * len(self.rates)
         if self.budget is not None and stages * (epochs + _PASS) > self.budget:
             rounding = 0.5 * stream.samples_per_step / stream.num_samples
             epochs = max(_SHORTEST, self.budget / stages - _PASS - rounding)
         return [
             HeatedWalk(self.rates, decay, epochs, chain=chain, seed=self.seed)
-            for chain, decay in enumerate(self.decays)
+            for chain, decay in enumerate(decays)
         ]
 
     def _told(
@@ -323,19 +327,17 @@ def _influence(
     )
 
 
-def _too_little(problem: Problem, train: Batches) -> str:
+def _too_little(problem: Problem, found: Float[Tensor, "N C"], targets: Tensor) -> str:
     """Why these data cannot be judged by planted labels, or nothing."""
-    targets = train.targets().cpu()
-    if train.num_samples < _FEWEST_SAMPLES:
+    if len(targets) < _FEWEST_SAMPLES:
         return (
-            f"there are {train.num_samples} samples, and at least {_FEWEST_SAMPLES} are needed to "
+            f"there are {len(targets)} samples, and at least {_FEWEST_SAMPLES} are needed to "
             "tell how a wrong label scores"
         )
     if len(targets.reshape(len(targets), -1).unique(dim=0)) < 2:
         return "all labels are the same, so that nothing can be compared"
-    found = outputs(problem, train.drawn(8, 0))
     try:
-        mistaken(problem.likelihood, found, train.drawn(8, 0).targets(), Generator())
+        mistaken(problem.likelihood, found[:8], targets[:8], Generator())
     except TypeError as error:
         return str(error)
     return ""

@@ -132,6 +132,13 @@ class Batches:
             raise ValueError(message)
         return Batch(index, inputs, targets)
 
+    def fetch_seeded(self, index: Int[Tensor, " B"], seed: int) -> Batch:
+        """Read samples whose transforms draw from generators that start at the seed."""
+        if isinstance(self._source, TensorSource):
+            return self.fetch(index)
+        with preserved_random_state(seed):
+            return self.fetch(index)
+
     def targets(self) -> Tensor:
         """All targets in order, read once and kept."""
         if self._targets is None:
@@ -277,9 +284,7 @@ class TrainingStream:
         order = torch.randperm(data.num_samples, generator=generator)
         usable = max(self.samples_per_step, len(order) - len(order) % self.samples_per_step)
         for step, index in enumerate(order[:usable].split(self.samples_per_step)):
-            with preserved_random_state(seed * 8_191 + step):
-                batch = data.fetch(index)
-            yield batch
+            yield data.fetch_seeded(index, seed * 8_191 + step)
 
 
 def _loader_epoch(loader: DataLoader[Any], seed: int) -> Iterator[Batch]:

@@ -40,9 +40,18 @@ def losses(problem: Problem, data: Batches, params: Params | None = None) -> Flo
     with torch.inference_mode():
         for batch in data:
             column = batch_losses(problem, at, batch)
-            _require_finite(column, batch, data)
+            _require_finite(column, batch.index, data)
             columns.append(column)
     return torch.cat(columns)
+
+
+def losses_of(problem: Problem, data: Batches, found: Float[Tensor, "N C"]) -> Float[Tensor, " N"]:
+    """Losses at outputs that are known already, with the same checks as `losses`."""
+    targets = data.targets().to(found.device)
+    problem.likelihood.check(found, targets)
+    column = problem.likelihood.loss(found, targets)
+    _require_finite(column, torch.arange(data.num_samples), data)
+    return column
 
 
 def batch_losses(problem: Problem, params: Params, batch: Batch) -> Float[Tensor, " B"]:
@@ -53,13 +62,13 @@ def batch_losses(problem: Problem, params: Params, batch: Batch) -> Float[Tensor
     return problem.likelihood.loss(found, targets)
 
 
-def _require_finite(column: Tensor, batch: Batch, data: Batches) -> None:
+def _require_finite(column: Tensor, index: Tensor, data: Batches) -> None:
     bad = ~torch.isfinite(column)
     if bool(bad.any()):
-        first = data.ids[int(batch.index[bad.cpu()][0])]
+        first = data.ids[int(index[bad.cpu()][0])]
         message = (
-            f"the loss of sample {first} is {float(column[bad][0])} ({int(bad.sum())} such in its "
-            "batch), expected finite losses; look at that sample's input and at the parameters"
+            f"the loss of sample {first} is {float(column[bad][0])} ({int(bad.sum())} such among "
+            "those read), expected finite losses; look at that sample's input and at the parameters"
         )
         raise ValueError(message)
 

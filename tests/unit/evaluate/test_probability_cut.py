@@ -26,6 +26,11 @@ def test_without_a_rate_what_is_more_probably_wrong_is_flagged(seed: int):
     assert math.isnan(cut.separability)
 
 
+def stated(flagged: Tensor) -> float:
+    """Rate of false discoveries, with half a label for what the probabilities do not know."""
+    return (0.5 + float((1 - flagged).sum())) / len(flagged)
+
+
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.2, 0.5, 0.9])
 @pytest.mark.parametrize("seed", range(3))
 def test_as_many_are_flagged_as_the_rate_allows(rate: float, seed: int):
@@ -34,9 +39,9 @@ def test_as_many_are_flagged_as_the_rate_allows(rate: float, seed: int):
     assert torch.equal(cut.is_issue, scores > cut.threshold)
     flagged, left = p[cut.is_issue], p[~cut.is_issue]
     if len(flagged):
-        assert float((1 - flagged).mean()) <= rate
-    if len(left):
-        assert float((1 - torch.cat([flagged, left.max()[None]])).mean()) > rate
+        assert stated(flagged) <= rate
+    for more in range(1, len(left) + 1):
+        assert stated(torch.cat([flagged, left.sort(descending=True).values[:more]])) > rate
 
 
 def test_the_rate_is_named_and_flags_more_as_it_rises():
@@ -52,22 +57,31 @@ def test_equal_probabilities_are_cut_by_the_scores():
     scores = torch.arange(8.0)
     p = torch.tensor([0.0, 0.0, 0.6, 0.6, 0.6, 0.6, 1.0, 1.0])
     assert int(probability_cut(p, scores).is_issue.sum()) == 6
-    # clean among the first k: 0, 0, .13, .2, .24, .27
-    assert probability_cut(p, scores, 0.21).is_issue.nonzero()[:, 0].tolist() == [4, 5, 6, 7]
+    # right among the first k, and half a label: .5, .25, .3, .325, .34, .35
+    assert probability_cut(p, scores, 0.33).is_issue.nonzero()[:, 0].tolist() == [4, 5, 6, 7]
 
 
 def test_equal_scores_are_never_parted():
     scores = torch.tensor([0.0, 1.0, 1.0, 1.0, 2.0])
     p = torch.tensor([0.0, 0.7, 0.7, 0.7, 1.0])
     assert probability_cut(p, scores).is_issue.tolist() == [False, True, True, True, True]
-    assert probability_cut(p, scores, 0.2).is_issue.tolist() == [False] * 4 + [True]
+    scores = torch.cat([scores, torch.tensor([3.0, 4.0])])
+    p = torch.tensor([0.0, 0.5, 0.5, 0.5, 1.0, 1.0, 1.0])
+    # .5, .25, .167, then .25, .3, .33 where one, two and three of the equal ones are taken
+    assert probability_cut(p, scores, 0.27).is_issue.tolist() == [False] * 4 + [True] * 3
 
 
 def test_all_or_none_are_flagged_where_the_probabilities_say_so():
-    scores = torch.arange(5.0)
+    scores = torch.arange(9.0)
     for rate in (None, 0.1):
-        assert bool(probability_cut(torch.full((5,), 0.99), scores, rate).is_issue.all())
-        assert not bool(probability_cut(torch.full((5,), 0.01), scores, rate).is_issue.any())
+        assert bool(probability_cut(torch.full((9,), 0.99), scores, rate).is_issue.all())
+        assert not bool(probability_cut(torch.full((9,), 0.01), scores, rate).is_issue.any())
+
+
+def test_a_few_probabilities_show_no_rate():
+    sure = torch.full((4,), 1.0)
+    assert not bool(probability_cut(sure, torch.arange(4.0), 0.1).is_issue.any())
+    assert bool(probability_cut(sure, torch.arange(4.0)).is_issue.all())
 
 
 def test_unknown_probabilities_and_rates_that_are_none_are_refused():

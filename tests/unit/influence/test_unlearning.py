@@ -179,11 +179,11 @@ def test_planted_labels_are_wrong_apart_and_taught(monkeypatch: pytest.MonkeyPat
     before = data.targets().clone()
     Unlearning().fit(problem, data)
     assert torch.equal(data.targets(), before)
-    assert len(taught) == 2
+    assert len(taught) == 4  # few samples: each decay is walked twice
     for targets, planted in taught:
         assert set((targets != before).nonzero()[:, 0].tolist()) == set(planted.tolist())
-        assert len(planted) == NUM // 8
-    assert not set(taught[0][1].tolist()) & set(taught[1][1].tolist())
+        assert len(planted) == NUM // 16
+    assert len(torch.cat([planted for _, planted in taught]).unique()) == 4 * (NUM // 16)
 
 
 def test_a_walk_does_not_score_what_it_has_planted(chains: list[Chain]):
