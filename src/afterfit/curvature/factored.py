@@ -61,7 +61,7 @@ class Factored(Inverse):
         value = self.apply(sides)
         lost = (self.damped(value) - sides).double().norm(dim=0)
         tolerance = torch.finfo(columns.dtype).eps ** 0.5
-        return found_with(columns, value.view(columns.shape), lost, 0, tolerance)
+        return found_with(columns, value.view(columns.shape), lost, 0, tolerance, self.way)
 
 
 def damping_of(damping: Damping, operator: LinearOperator) -> float:

@@ -30,12 +30,15 @@ class Solution:
         The largest ``‖A x - b‖ / ‖b‖`` over the columns.
     converged
         Whether that is within what was asked for.
+    way
+        How it was found: "CG", "dual", ….
     """
 
     value: Tensor
     steps: int
     residual: float
     converged: bool
+    way: str = ""
 
 
 def conjugate_gradients(
@@ -76,8 +79,8 @@ def conjugate_gradients(
     _require_symmetric(a)
     columns = (b if b.ndim == 2 else b[:, None]).double()
     x, steps = _iterate(a, columns, tolerance, max_steps, near_inverse)
-    found = checked(a, b, x.view(b.shape), steps, 2 * tolerance)
-    return warn_of(found, "CG", "raise max_steps, the damping, or give a preconditioner")
+    found = checked(a, b, x.view(b.shape), steps, 2 * tolerance, "CG")
+    return warn_of(found, "raise max_steps, the damping, or give a preconditioner")
 
 
 def _iterate(
@@ -151,29 +154,33 @@ def neumann(
                 "scale, raise the damping, or use CG"
             )
             raise ValueError(message)
-    found = checked(a, b, x, steps, tolerance)
-    return warn_of(found, "the Neumann series (LiSSA)", "raise num_steps or the damping, or use CG")
+    found = checked(a, b, x, steps, tolerance, "LiSSA")
+    return warn_of(found, "raise num_steps or the damping, or use CG")
 
 
-def checked(a: LinearOperator, b: Tensor, x: Tensor, steps: int, tolerance: float) -> Solution:
+def checked(
+    a: LinearOperator, b: Tensor, x: Tensor, steps: int, tolerance: float, way: str
+) -> Solution:
     """Put a solution together with the residual that it really has."""
     lost = (_product(a, x) - b).norm(dim=0)
-    return found_with(b, x, lost, steps, tolerance)
+    return found_with(b, x, lost, steps, tolerance, way)
 
 
-def found_with(b: Tensor, x: Tensor, lost: Tensor, steps: int, tolerance: float) -> Solution:
+def found_with(
+    b: Tensor, x: Tensor, lost: Tensor, steps: int, tolerance: float, way: str
+) -> Solution:
     """Put a solution together with the norm of what its columns lack."""
     size = b.double().norm(dim=0)
     relative = torch.where(size > 0, lost / size.clamp_min(torch.finfo(size.dtype).tiny), lost)
     residual = float(relative.max()) if relative.numel() else 0.0
-    return Solution(x.to(b.dtype), steps, residual, residual <= tolerance)
+    return Solution(x.to(b.dtype), steps, residual, residual <= tolerance, way)
 
 
-def warn_of(solution: Solution, name: str, knob: str) -> Solution:
+def warn_of(solution: Solution, knob: str) -> Solution:
     """Warn of a solution that has not converged, with what to turn."""
     if not solution.converged:
         message = (
-            f"{name} stopped after {solution.steps} products with a residual of "
+            f"{solution.way} stopped after {solution.steps} products with a residual of "
             f"{solution.residual:.2g} of the right-hand side; {knob}"
         )
         warnings.warn(message, stacklevel=3)
