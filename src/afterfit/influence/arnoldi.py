@@ -7,7 +7,7 @@ import torch
 from torch import Generator
 
 from afterfit.curvature import Curvature, Ritz, hessian
-from afterfit.curvature.inverse import scaled
+from afterfit.curvature.structure import scaled
 from afterfit.influence.classic import WhitenedInfluence
 from afterfit.problem.data import Batches
 from afterfit.problem.persample import GIBIBYTE
