@@ -17,9 +17,12 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.testing import assert_close
 
+from afterfit.curvature import hessian
 from afterfit.influence.arnoldi import ArnoldiInfluence
-from afterfit.influence.base import FeatureInfluence, Influence, InfluenceMethod
-from afterfit.influence.baselines import (
+from afterfit.influence.base import BlockInfluence, Influence, InfluenceMethod
+from afterfit.influence.classic import InfluenceFunction
+from afterfit.influence.projected import RandomProjection
+from afterfit.influence.simple import (
     el2n_scores,
     entropy_scores,
     gradient_norm_scores,
@@ -27,8 +30,6 @@ from afterfit.influence.baselines import (
     margin_scores,
     self_confidence_scores,
 )
-from afterfit.influence.classic import InfluenceFunction, dense_hessian
-from afterfit.influence.projected import RandomProjection
 from afterfit.influence.tracin import GradientDot
 from afterfit.problem import Batches, Gaussian, Problem
 from tests import truth
@@ -177,7 +178,7 @@ def test_the_memory_budget_does_not_change_scores(method: str, memory_budget: in
 def test_a_method_names_its_source_and_follows_the_protocol(method: str):
     made = METHODS[method].make(SMALL[0].problem)
     assert isinstance(made, InfluenceMethod)
-    assert isinstance(made.fit(SMALL[0].problem, SMALL[0].data), FeatureInfluence)
+    assert isinstance(made.fit(SMALL[0].problem, SMALL[0].data), BlockInfluence)
     assert any(year in made.reference for year in ("2017", "2019", "2020", "2022"))
 
 
@@ -270,7 +271,7 @@ def test_targets_that_do_not_fit_are_refused(method: str, y: Tensor):
 NUM, PENALTY = 200, 10.0
 RIDGE: Mapping[str, tuple[InfluenceMethod, float]] = {
     "ggn": (InfluenceFunction(damping=PENALTY / NUM), 0.99),
-    "hessian": (InfluenceFunction(damping=PENALTY / NUM, curvature=dense_hessian), 0.99),
+    "hessian": (InfluenceFunction(damping=PENALTY / NUM, curvature=hessian), 0.99),
     "arnoldi": (ArnoldiInfluence(num_iterations=4, num_pairs=4, damping=PENALTY / NUM), 0.99),
     "gradient-dot": (GradientDot(), 0.8),
     "random-projection": (RandomProjection(4000), 0.8),

@@ -1,5 +1,7 @@
 """Influence of samples: by covariance of losses, by gradients, and simple scores beside them."""
 
+from afterfit.influence.arnoldi import ArnoldiInfluence
+from afterfit.influence.classic import InfluenceFunction, SolvedInfluence, WhitenedInfluence
 from afterfit.influence.covariance import (
     LossTable,
     Scores,
@@ -10,6 +12,7 @@ from afterfit.influence.covariance import (
     secant,
     second_moment,
 )
+from afterfit.influence.ekfac import EKFACInfluence, LayerInfluence
 from afterfit.influence.evidence import LabelEvidence, Share
 from afterfit.influence.gex import GEX, published, quiet, to_stderr
 from afterfit.influence.loss_covariance import CovarianceInfluence, LossCovariance
@@ -19,14 +22,20 @@ from afterfit.influence.unlearning import Unlearning
 
 __all__ = [
     "GEX",
+    "ArnoldiInfluence",
     "CovarianceInfluence",
+    "EKFACInfluence",
+    "InfluenceFunction",
     "LabelEvidence",
+    "LayerInfluence",
     "LossCovariance",
     "LossTable",
     "Scores",
     "Share",
+    "SolvedInfluence",
     "TrainingTrace",
     "Unlearning",
+    "WhitenedInfluence",
     "covariance",
     "floored_secant",
     "level",
