@@ -30,11 +30,12 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from afterfit import GEX, Batches, Categorical, Problem, TrainingStream, otsu_cut
+from afterfit.curvature import ggn
 from afterfit.evaluate import auc, average_precision
 from afterfit.influence import LossCovariance, secant, second_moment
 from afterfit.influence.arnoldi import ArnoldiInfluence
 from afterfit.influence.baselines import gradient_norm_scores
-from afterfit.influence.classic import InfluenceFunction, dense_ggn
+from afterfit.influence.classic import InfluenceFunction
 from afterfit.influence.loss_covariance import CovarianceInfluence
 from afterfit.influence.projected import RandomProjection
 from afterfit.influence.tracin import GradientDot
@@ -302,7 +303,7 @@ def two_circles(folder: Path, seed: int) -> list[Check]:  # noqa: ARG001
         ),
         Check("T11", "GEX AP", average_precision(found.self_scores(), influential), "", float("nan")),
     ]  # fmt: skip
-    curvature = dense_ggn(problem, train) / train.num_samples
+    curvature = ggn(problem, train).to_dense().double() / train.num_samples
     for damping in (1e-4, 1e-2):
         damped = curvature + damping * torch.eye(len(curvature), dtype=torch.float64)
         values, vectors = torch.linalg.eigh(damped)

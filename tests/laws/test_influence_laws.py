@@ -17,6 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.testing import assert_close
 
+from afterfit.curvature import hessian
 from afterfit.influence.arnoldi import ArnoldiInfluence
 from afterfit.influence.base import FeatureInfluence, Influence, InfluenceMethod
 from afterfit.influence.baselines import (
@@ -27,7 +28,7 @@ from afterfit.influence.baselines import (
     margin_scores,
     self_confidence_scores,
 )
-from afterfit.influence.classic import InfluenceFunction, dense_hessian
+from afterfit.influence.classic import InfluenceFunction
 from afterfit.influence.projected import RandomProjection
 from afterfit.influence.tracin import GradientDot
 from afterfit.problem import Batches, Gaussian, Problem
@@ -270,7 +271,7 @@ def test_targets_that_do_not_fit_are_refused(method: str, y: Tensor):
 NUM, PENALTY = 200, 10.0
 RIDGE: Mapping[str, tuple[InfluenceMethod, float]] = {
     "ggn": (InfluenceFunction(damping=PENALTY / NUM), 0.99),
-    "hessian": (InfluenceFunction(damping=PENALTY / NUM, curvature=dense_hessian), 0.99),
+    "hessian": (InfluenceFunction(damping=PENALTY / NUM, curvature=hessian), 0.99),
     "arnoldi": (ArnoldiInfluence(num_iterations=4, num_pairs=4, damping=PENALTY / NUM), 0.99),
     "gradient-dot": (GradientDot(), 0.8),
     "random-projection": (RandomProjection(4000), 0.8),

@@ -6,18 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from afterfit.curvature.ggn import Product, summed_over_batches
-from afterfit.linalg.structured import FunctionOperator
-from afterfit.problem._autodiff import output_gradient, sandwich
-from afterfit.problem.data import Batch, Batches
-from afterfit.problem.persample import flatten, outputs, unflatten
-from afterfit.problem.problem import Problem, move
-from afterfit.typing import Params
+from afterfit.curvature.root import Gram, columns_root
+from afterfit.problem._autodiff import output_gradient
+from afterfit.problem.data import Batches
+from afterfit.problem.persample import outputs
+from afterfit.problem.problem import Problem
 
 
-def fisher(
-    num_samples: int, generator: Generator
-) -> Callable[[Problem, Batches], FunctionOperator]:
+def fisher(num_samples: int, generator: Generator) -> Callable[[Problem, Batches], Gram]:
     """Fisher matrix with targets drawn from the model: a curvature to pass on.
 
     ``Σ_n E_y[g g ᵀ]`` with the gradient g of sample n for a drawn target, the mean over
@@ -38,18 +34,18 @@ def fisher(
         message = f"num_samples is {num_samples}, expected at least 1"
         raise ValueError(message)
 
-    def drawn(problem: Problem, data: Batches) -> FunctionOperator:
+    def drawn(problem: Problem, data: Batches) -> Gram:
         found = outputs(problem, data)
         columns = [
             _loss_gradient(problem, found, problem.likelihood.sample(found, generator))
             for _ in range(num_samples)
         ]
-        return _outer_products(problem, data, torch.stack(columns, dim=-1) / num_samples**0.5)
+        return Gram(columns_root(problem, data, torch.stack(columns, dim=-1) / num_samples**0.5))
 
     return drawn
 
 
-def empirical_fisher(problem: Problem, data: Batches) -> FunctionOperator:
+def empirical_fisher(problem: Problem, data: Batches) -> Gram:
     """Sum over samples of ``g gᵀ`` with the gradient g of the loss at the given target.
 
     It needs nothing but a loss. It is no approximation of the Fisher matrix unless the model is
@@ -58,7 +54,8 @@ def empirical_fisher(problem: Problem, data: Batches) -> FunctionOperator:
     found = outputs(problem, data)
     targets = data.targets().to(problem.device)
     problem.likelihood.check(found, targets)
-    return _outer_products(problem, data, _loss_gradient(problem, found, targets)[..., None])
+    columns = _loss_gradient(problem, found, targets)[..., None]
+    return Gram(columns_root(problem, data, columns))
 
 
 def _loss_gradient(
@@ -66,26 +63,3 @@ def _loss_gradient(
 ) -> Float[Tensor, "N C"]:
     """Gradient of each sample's loss in its outputs."""
     return output_gradient(lambda f: problem.likelihood.loss(f, targets).sum(), found)
-
-
-def _outer_products(
-    problem: Problem, data: Batches, columns: Float[Tensor, "N C R"]
-) -> FunctionOperator:
-    """Operator ``Σ_n J_nᵀ R_n R_nᵀ J_n`` for given columns R."""
-
-    def batch_product(batch: Batch) -> Product:
-        inputs, roots = move(batch.inputs, problem.device), columns[batch.index]
-
-        def forward(params: Params) -> Tensor:
-            return problem.forward(params, inputs)
-
-        def middle(_: Tensor, tangent: Tensor) -> Tensor:
-            return (roots @ (roots.mT @ tangent[..., None]))[..., 0]
-
-        def product(vector: Tensor) -> Tensor:
-            along = unflatten(vector, problem.params)
-            return flatten(sandwich(forward, problem.params, along, middle))
-
-        return product
-
-    return summed_over_batches(problem, data, batch_product, psd=True)

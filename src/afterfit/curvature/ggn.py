@@ -1,31 +1,17 @@
-"""Products with the generalized Gauss-Newton matrix, which itself is never formed."""
+"""The generalized Gauss-Newton matrix, by products or from its root."""
 
-from collections.abc import Callable
-
-import torch
-from torch import Tensor
-
-from afterfit.linalg.operator import Kind
-from afterfit.linalg.structured import FunctionOperator
-from afterfit.problem._autodiff import over_columns, sandwich
-from afterfit.problem.data import Batch, Batches
-from afterfit.problem.mappable import Mappable
-from afterfit.problem.persample import flatten, unflatten
-from afterfit.problem.problem import Problem, move
-from afterfit.typing import Params
-
-_COLUMNS_AT_ONCE = 16
-
-Product = Callable[[Tensor], Tensor]
-"""Product of a batch's curvature with one flat vector (P,)."""
+from afterfit.curvature.root import Gram, likelihood_root
+from afterfit.problem.data import Batches
+from afterfit.problem.problem import Problem
 
 
-def ggn(problem: Problem, data: Batches) -> FunctionOperator:
+def ggn(problem: Problem, data: Batches) -> Gram:
     """Generalized Gauss-Newton matrix ``Σ_n J_nᵀ Λ_n J_n`` of the summed loss, as an operator.
 
     Equal to the Fisher matrix for the likelihoods of this library. A product takes one pass over
     the data, in which each batch is run forward once, with its tangent, and backward once; several
-    columns share the forward pass.
+    columns share the forward pass. Its ``root`` is ``Rᵀ J`` with ``Λ = R Rᵀ``, of which the entries
+    are made: C backward passes for each sample.
 
     Raises
     ------
@@ -38,50 +24,4 @@ def ggn(problem: Problem, data: Batches) -> FunctionOperator:
     Neural Computation 14(7). Martens (2020), "New insights and perspectives on the natural gradient
     method", JMLR 21(146).
     """
-
-    def batch_product(batch: Batch) -> Product:
-        inputs = move(batch.inputs, problem.device)
-
-        def forward(params: Params) -> Tensor:
-            return problem.forward(params, inputs)
-
-        def product(vector: Tensor) -> Tensor:
-            along = unflatten(vector, problem.params)
-            return flatten(sandwich(forward, problem.params, along, problem.likelihood.hessian))
-
-        return product
-
-    return summed_over_batches(problem, data, batch_product, psd=True)
-
-
-def summed_over_batches(
-    problem: Problem,
-    data: Batches,
-    batch_product: Callable[[Batch], Product],
-    psd: bool,
-) -> FunctionOperator:
-    """Make an operator whose products add up those of all batches."""
-    mappable = Mappable()
-
-    def function(columns: Tensor) -> Tensor:
-        total = torch.zeros_like(columns)
-        for batch in data:
-            product = batch_product(batch)
-            for chosen in torch.arange(columns.shape[1]).split(_COLUMNS_AT_ONCE):
-                total[:, chosen] += _over(product, columns[:, chosen], mappable)
-        return total
-
-    size = problem.num_params
-    return FunctionOperator(
-        Kind((size, size), problem.dtype, problem.device, symmetric=True, psd=psd), function
-    )
-
-
-def _over(product: Product, columns: Tensor, mappable: Mappable) -> Tensor:
-    def mapped() -> Tensor:
-        return over_columns(product)(columns)
-
-    def alone() -> Tensor:
-        return torch.stack([product(column) for column in columns.mT], dim=1)
-
-    return mappable.either(mapped, alone) if columns.shape[1] > 1 else alone()
+    return Gram(likelihood_root(problem, data))

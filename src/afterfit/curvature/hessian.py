@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from afterfit.curvature.ggn import Product, summed_over_batches
+from afterfit.curvature.products import Product, summed
+from afterfit.linalg.operator import Kind
 from afterfit.linalg.structured import FunctionOperator
 from afterfit.problem._autodiff import hessian_product
 from afterfit.problem.data import Batch, Batches
@@ -33,4 +34,5 @@ def hessian(problem: Problem, data: Batches) -> FunctionOperator:
 
         return product
 
-    return summed_over_batches(problem, data, batch_product, psd=False)
+    kind = Kind((problem.num_params,) * 2, problem.dtype, problem.device, symmetric=True)
+    return FunctionOperator(kind, lambda columns: summed(data, batch_product, columns))

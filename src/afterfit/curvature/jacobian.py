@@ -98,7 +98,7 @@ def jacobian(problem: Problem, data: Batches) -> Dense:
         If it would take more than 8 GiB.
     """
     count = num_outputs(problem, data)
-    _require_room(problem, (data.num_samples * count, problem.num_params), "Jacobian")
+    require_room(problem, (data.num_samples * count, problem.num_params), "Jacobian")
     rows = torch.empty(
         data.num_samples * count, problem.num_params, dtype=problem.dtype, device=problem.device
     )
@@ -129,7 +129,7 @@ def ntk(problem: Problem, data: Batches, other: Batches | None = None) -> Dense:
     count = num_outputs(problem, data)
     columns = data if other is None else other
     shape = (data.num_samples * count, columns.num_samples * count)
-    _require_room(problem, shape, "kernel")
+    require_room(problem, shape, "kernel")
     kernel = torch.empty(shape, dtype=problem.dtype, device=problem.device)
     for index, left in jacobian_rows(problem, data):
         rows = slice(int(index[0]) * count, (int(index[-1]) + 1) * count)
@@ -152,7 +152,8 @@ def _from(
         yield index + start, rows
 
 
-def _require_room(problem: Problem, shape: tuple[int, int], name: str) -> None:
+def require_room(problem: Problem, shape: tuple[int, int], name: str) -> None:
+    """Refuse a dense matrix of more than 8 GiB."""
     needed = shape[0] * shape[1] * torch.finfo(problem.dtype).bits // 8
     if needed > MAX_DENSE_BYTES:
         message = (

@@ -13,10 +13,11 @@ from torch import Tensor
 from afterfit.graph.edits import Edits, insertions, removals, single_removals
 from afterfit.graph.exact import Exact
 from afterfit.graph.first_order import FirstOrder
-from afterfit.graph.inverse import Inverse, Solved, smaller, target_gradient
+from afterfit.graph.inverse import Inverse, smaller, target_gradient
 from afterfit.graph.method import EdgeMethod, Query
 from afterfit.graph.problem import GraphProblem
 from afterfit.graph.target import Target, validation_loss
+from afterfit.linalg import Solution
 
 Pairs = Tensor | Sequence[Sequence[int]]
 """Pairs of nodes (K, 2)."""
@@ -89,7 +90,7 @@ class EdgeInfluence(EditInfluence):
     pairs: Int[Tensor, "E 2"]
     shift: Float[Tensor, " E"]
     propagation: Float[Tensor, " E"] | None
-    solved: Solved
+    solved: Solution
 
     def to_pandas(self) -> pd.DataFrame:
         """One row an edge, the strongest opponent first."""

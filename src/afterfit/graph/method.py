@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from afterfit.graph.edits import Edits
-from afterfit.graph.inverse import Inverse, Solved
+from afterfit.graph.inverse import Inverse
 from afterfit.graph.problem import GraphProblem
 from afterfit.graph.target import Target
+from afterfit.linalg import Solution
 
 
 @final
@@ -34,7 +35,7 @@ class Query:
 
     targets: Sequence[Target]
     gradients: Float[Tensor, "P K"]
-    solved: Solved
+    solved: Solution
     damping: float | int
     inverse: Inverse
 

@@ -16,11 +16,12 @@ from afterfit.graph.edits import Change, Edits
 from afterfit.graph.exact import Exact, directional_losses
 from afterfit.graph.features import FeatureEdits
 from afterfit.graph.influence import EditInfluence, prepare
-from afterfit.graph.inverse import Inverse, Solved, smaller
+from afterfit.graph.inverse import Inverse, smaller
 from afterfit.graph.method import Query
 from afterfit.graph.narrow import Narrow
 from afterfit.graph.problem import GraphProblem
 from afterfit.graph.target import Target, validation_loss
+from afterfit.linalg import Solution
 from afterfit.problem.persample import unflatten
 
 Nodes = Literal["all"] | Tensor | Sequence[int]
@@ -45,7 +46,7 @@ class NodeInfluence(EditInfluence):
     nodes: Int[Tensor, " E"]
     shift: Float[Tensor, " E"]
     propagation: Float[Tensor, " E"] | None
-    solved: Solved
+    solved: Solution
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a node, the strongest opponent first."""

@@ -1,5 +1,7 @@
 """Influence of samples: by covariance of losses, by gradients, and simple scores beside them."""
 
+from afterfit.influence.arnoldi import ArnoldiInfluence
+from afterfit.influence.classic import InfluenceFunction, SolvedInfluence, WhitenedInfluence
 from afterfit.influence.covariance import (
     LossTable,
     Scores,
@@ -19,14 +21,18 @@ from afterfit.influence.unlearning import Unlearning
 
 __all__ = [
     "GEX",
+    "ArnoldiInfluence",
     "CovarianceInfluence",
+    "InfluenceFunction",
     "LabelEvidence",
     "LossCovariance",
     "LossTable",
     "Scores",
     "Share",
+    "SolvedInfluence",
     "TrainingTrace",
     "Unlearning",
+    "WhitenedInfluence",
     "covariance",
     "floored_secant",
     "level",

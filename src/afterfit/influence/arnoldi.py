@@ -1,21 +1,17 @@
-"""Influence through the strongest directions of curvature, found by Hessian products alone."""
+"""Influence through the strongest directions of curvature, found by products alone."""
 
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from jaxtyping import Float, Int
-from torch import Generator, Tensor
+from torch import Generator
 
-from afterfit.influence.base import FeatureInfluence
-from afterfit.linalg.krylov import RitzPairs, lanczos, ritz_pairs
-from afterfit.problem._autodiff import hessian_product
-from afterfit.problem.data import Batch, Batches
-from afterfit.problem.persample import GIBIBYTE, batch_losses, flatten, gradients, unflatten
+from afterfit.curvature import Curvature, Ritz, hessian
+from afterfit.curvature.inverse import scaled
+from afterfit.influence.classic import WhitenedInfluence
+from afterfit.problem.data import Batches
+from afterfit.problem.persample import GIBIBYTE
 from afterfit.problem.problem import Problem
-from afterfit.typing import Params
 
 
 @final
@@ -23,28 +19,25 @@ from afterfit.typing import Params
 class ArnoldiInfluence:
     """``score(q, n) = Σ_k (g_q · v_k)(g_n · v_k) / (λ_k + damping)`` over Ritz pairs (λ, v).
 
-    The influence function restricted to a few directions of the Hessian of the *mean* loss (the
-    training objective without its weight decay). Two things differ from common implementations, and
-    both were found to matter: every product uses the *same* samples, since products with changing
-    mini-batches span no Krylov space; and all basis vectors are orthogonalized again. Pairs are
-    taken by ``|λ|``; those with ``λ ≤ 0``, or so small that they are rounding error, are dropped
-    and counted, since the inverse square root of a negative curvature is no feature. The sum is not
-    divided by the number of pairs. Of an eigenvalue that occurs several times (as for a linear
-    network with several Gaussian outputs) the space of one start vector holds one eigenvector. As
-    for :class:`~afterfit.influence.classic.InfluenceFunction`, ``score / N`` is in nats.
+    The influence function restricted to a few directions of the *mean* curvature of one fixed draw
+    of training samples: ``InfluenceFunction`` with ``curvature=hessian`` and ``solver=Ritz(...)``,
+    which says what is kept and dropped. The sum is not divided by the number of pairs; ``score /
+    N`` is in nats.
 
     Parameters
     ----------
     num_iterations
-        Hessian products, and basis vectors of length P that are held.
+        Products, and basis vectors of length P that are held.
     num_pairs
         Ritz pairs to take, at most as many as iterations.
     damping
         Added to each Ritz value.
     curvature_samples
-        How many training samples, drawn once, make up the Hessian.
+        How many training samples, drawn once, make up the curvature.
     seed
         Of that draw and of the start vector.
+    curvature
+        ``hessian``, ``ggn`` or another.
 
     References
     ----------
@@ -58,18 +51,14 @@ class ArnoldiInfluence:
     curvature_samples: int = 2048
     seed: int = 0
     memory_budget: int = GIBIBYTE
+    curvature: Curvature = hessian
     reference: ClassVar[str] = (
         "Schioppa, Zablotskaia, Vilar, Sokolov (2022), Scaling up influence functions, AAAI, "
         "arXiv:2112.03052"
     )
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_pairs <= self.num_iterations:
-            message = (
-                f"num_pairs is {self.num_pairs} with {self.num_iterations} iterations, expected "
-                "between 1 and num_iterations"
-            )
-            raise ValueError(message)
+        self._solver()
         if not 0 <= self.damping < float("inf"):
             message = f"damping is {self.damping}, expected a finite number of at least 0"
             raise ValueError(message)
@@ -77,7 +66,10 @@ class ArnoldiInfluence:
             message = f"curvature_samples is {self.curvature_samples}, expected at least 1"
             raise ValueError(message)
 
-    def fit(self, problem: Problem, train: Batches) -> "RitzInfluence":
+    def _solver(self) -> Ritz:
+        return Ritz(self.num_pairs, self.num_iterations, self.seed)
+
+    def fit(self, problem: Problem, train: Batches) -> WhitenedInfluence:
         """Find the Ritz pairs.
 
         Raises
@@ -85,93 +77,8 @@ class ArnoldiInfluence:
         ValueError
             If no Ritz value is positive.
         """
-        generator = Generator().manual_seed(self.seed)
-        order = torch.randperm(train.num_samples, generator=generator)
+        order = torch.randperm(train.num_samples, generator=Generator().manual_seed(self.seed))
         chosen = train.subset(order[: self.curvature_samples].sort().values)
-        start = torch.randn(problem.num_params, generator=generator, dtype=problem.dtype)
-
-        def product(direction: Tensor) -> Tensor:
-            return mean_hessian_product(problem, chosen, direction)
-
-        krylov = lanczos(product, start.to(problem.device), self.num_iterations)
-        found = ritz_pairs(krylov, self.num_pairs)
-        positive = _positive(found, problem.dtype)
-        _warn_of_residuals(positive)
-        return RitzInfluence(
-            problem=problem,
-            train=train,
-            memory_budget=self.memory_budget,
-            pairs=positive,
-            num_dropped=len(found.values) - len(positive.values),
-            damping=self.damping,
-        )
-
-
-@final
-@dataclass(frozen=True)
-class RitzInfluence(FeatureInfluence):
-    """Influence over Ritz pairs.
-
-    Attributes
-    ----------
-    pairs
-        The positive Ritz values, their vectors and their residuals.
-    num_dropped
-        How many of the pairs asked for had no positive value.
-    """
-
-    problem: Problem
-    train: Batches
-    memory_budget: int
-    pairs: RitzPairs
-    num_dropped: int
-    damping: float
-
-    def features(self, data: Batches) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "B R"]]]:
-        """Gradients in the directions of the pairs, each divided by the root of its curvature."""
-        roots = (self.pairs.values + self.damping).sqrt()
-        scaled = self.pairs.vectors / roots.to(self.problem.device, self.problem.dtype)
-        for index, rows in gradients(self.problem, data, self.memory_budget):
-            yield index, rows @ scaled
-
-
-def mean_hessian_product(
-    problem: Problem, data: Batches, direction: Float[Tensor, " P"]
-) -> Float[Tensor, " P"]:
-    """Hessian of the mean loss times a flat vector, forward over reverse, batch by batch."""
-    along = unflatten(direction, problem.params)
-    total = torch.zeros_like(direction)
-    for batch in data:
-        total += flatten(_batch_product(problem, batch, along))
-    return total / data.num_samples
-
-
-def _batch_product(problem: Problem, batch: Batch, along: Params) -> Params:
-    def loss(params: Params) -> Tensor:
-        return batch_losses(problem, params, batch).sum()
-
-    return hessian_product(loss, problem.params, along)
-
-
-def _positive(found: RitzPairs, dtype: torch.dtype) -> RitzPairs:
-    """Keep the pairs whose value is above zero by more than rounding error."""
-    largest = float(found.values.abs().max())
-    keep = found.values > torch.finfo(dtype).eps ** 0.75 * largest
-    if not bool(keep.any()):
-        message = (
-            f"none of {len(found.values)} Ritz values is positive (the largest by absolute value "
-            f"is {float(found.values[0]):.3g}), expected a network near a minimum of its loss; "
-            "train on, raise num_pairs, or use GEX or GradientDot, which need no curvature"
-        )
-        raise ValueError(message)
-    return RitzPairs(found.values[keep], found.vectors[:, keep], found.residuals[keep])
-
-
-def _warn_of_residuals(pairs: RitzPairs) -> None:
-    rough = int((pairs.residuals > 0.1 * pairs.values).sum())
-    if 2 * rough > len(pairs.values):
-        message = (
-            f"{rough} of {len(pairs.values)} Ritz pairs have not converged (residual above 10 % of "
-            "the value); raise num_iterations or lower num_pairs"
-        )
-        warnings.warn(message, stacklevel=3)
+        operator = self.curvature(problem, chosen)
+        prepared = self._solver().prepare(scaled(operator, 1 / chosen.num_samples), self.damping)
+        return WhitenedInfluence(problem, train, self.memory_budget, prepared)

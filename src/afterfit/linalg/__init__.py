@@ -5,16 +5,7 @@ from afterfit.linalg.krylov import Hessenberg, Krylov, RitzPairs, arnoldi, lancz
 from afterfit.linalg.least_squares import lsmr
 from afterfit.linalg.operator import Congruence, Kind, LinearOperator, Product, Scaled, Sum
 from afterfit.linalg.quadrature import SLQ, estimate_logdet, estimate_spectral_sum
-from afterfit.linalg.solvers import (
-    CG,
-    Cholesky,
-    Eigh,
-    Neumann,
-    Solution,
-    Solver,
-    Woodbury,
-    solve,
-)
+from afterfit.linalg.solvers import Solution, conjugate_gradients, neumann
 from afterfit.linalg.spectrum import spectrum
 from afterfit.linalg.structured import (
     BlockDiagonal,
@@ -34,14 +25,11 @@ from afterfit.linalg.trace import (
 )
 
 __all__ = [
-    "CG",
     "SLQ",
     "BlockDiagonal",
-    "Cholesky",
     "Congruence",
     "Dense",
     "Diagonal",
-    "Eigh",
     "Estimate",
     "FunctionOperator",
     "Hessenberg",
@@ -52,24 +40,22 @@ __all__ = [
     "Krylov",
     "LinearOperator",
     "LowRank",
-    "Neumann",
     "Product",
     "RitzPairs",
     "Scaled",
     "Solution",
-    "Solver",
     "Sum",
     "TraceEstimator",
-    "Woodbury",
     "XTrace",
     "arnoldi",
+    "conjugate_gradients",
     "estimate_logdet",
     "estimate_spectral_sum",
     "estimate_trace",
     "lanczos",
     "lsmr",
+    "neumann",
     "ritz_pairs",
-    "solve",
     "spectrum",
     "trace",
 ]

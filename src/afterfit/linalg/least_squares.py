@@ -58,8 +58,8 @@ def lsmr(
     relative = torch.where(size > 0, lost / size.clamp_min(torch.finfo(b.dtype).tiny), lost)
     residual = float(relative.max()) if relative.numel() else 0.0
     value = x if b.ndim == 2 else x[:, 0]
-    found = Solution(value, steps, residual, residual <= 2 * tolerance)
-    return warn_of(found, "LSMR", "raise max_steps or the damping")
+    found = Solution(value, steps, residual, residual <= 2 * tolerance, "LSMR")
+    return warn_of(found, "raise max_steps or the damping")
 
 
 def _iterate(

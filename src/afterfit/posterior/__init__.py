@@ -1,5 +1,6 @@
 """How sure: Gaussian posteriors around a trained network, and what they predict."""
 
+from afterfit.curvature.lowrank import low_rank
 from afterfit.posterior.dropout import dropout_outputs, has_dropout
 from afterfit.posterior.evidence import (
     ScaleSearch,
@@ -12,7 +13,6 @@ from afterfit.posterior.evidence import (
 from afterfit.posterior.gaussian import GaussianPosterior, antithetic, with_ridge_mean
 from afterfit.posterior.laplace import laplace
 from afterfit.posterior.link import LaplaceBridge, Link, Moments, MonteCarlo, Probit
-from afterfit.posterior.lowrank import low_rank
 from afterfit.posterior.predict import (
     Predictive,
     point_prediction,

@@ -1,13 +1,12 @@
 """The Laplace approximation: a Gaussian with the curvature of the loss, for any problem."""
 
-from collections.abc import Iterator
 from functools import singledispatch
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from afterfit.curvature import Curvature, ggn, jacobian_rows
+from afterfit.curvature import Curvature, Gram, ggn
 from afterfit.linalg.operator import LinearOperator
 from afterfit.linalg.structured import BlockDiagonal, Diagonal, LowRank
 from afterfit.posterior.basis import (
@@ -69,11 +68,8 @@ def laplace(
     """
     prior, factor = prior_of(problem, prior_scale)
     nats = losses(problem, train)
-    if curvature is ggn:
-        basis, values = _full(problem, train, prior)
-    else:
-        operator = _with_structure(curvature, problem, train)
-        basis, values, prior = whitened(operator, problem, prior)
+    operator = _with_structure(curvature, problem, train)
+    basis, values, prior = whitened(operator, problem, prior)
     if not bool(torch.isfinite(values).all()):
         message = "the curvature holds NaN or infinite values; look at the losses, or use float64"
         raise ValueError(message)
@@ -137,30 +133,19 @@ def _(operator: BlockDiagonal, problem: Problem, prior: Float[Tensor, " P"]) -> 
     return basis_of_blocks(operator, problem, prior)
 
 
-def _full(
-    problem: Problem, train: Batches, prior: Float[Tensor, " P"]
-) -> tuple[Basis, Float[Tensor, " R"]]:
+def _full(operator: Gram, prior: Float[Tensor, " P"]) -> tuple[Basis, Float[Tensor, " R"]]:
     """Diagonalize the generalized Gauss-Newton matrix from its entries or from its N·R rows."""
-    first = problem.likelihood.root(outputs(problem, train.subset(torch.tensor([0]))))
-    num_rows = train.num_samples * first.shape[2]
-    _require_room(min(num_rows, len(prior)), len(prior), torch.float64)
-    if num_rows < len(prior):
-        parts = [rows.flatten(0, 1) for rows in _rooted_rows(problem, train, prior)]
-        return basis_of_rows(torch.cat(parts), "full (dual)")
-    matrix = prior.new_zeros(len(prior), len(prior), dtype=torch.float64)
-    for rows in _rooted_rows(problem, train, prior):
-        flat = rows.flatten(0, 1)
-        matrix += flat.mT @ flat
-    return basis_of_matrix(matrix.to(problem.dtype))
+    num_rows, size = operator.root.shape
+    _require_room(min(num_rows, size), size, torch.float64)
+    if num_rows < size:
+        return basis_of_rows(operator.root.to_dense() * prior, "full (dual)")
+    matrix = operator.factor * operator.root.square()
+    return basis_of_matrix((prior[:, None] * matrix * prior).to(prior.dtype))
 
 
-def _rooted_rows(
-    problem: Problem, train: Batches, prior: Float[Tensor, " P"]
-) -> Iterator[Float[Tensor, "B R P"]]:
-    """Rows ``Rᵀ J S`` of every sample, a chunk at a time: their Gram matrix is the curvature."""
-    for index, jacobian in jacobian_rows(problem, train):
-        roots = problem.likelihood.root(outputs(problem, train.subset(index)))
-        yield roots.mT @ (jacobian * prior)
+@whitened.register
+def _(operator: Gram, problem: Problem, prior: Float[Tensor, " P"]) -> Whitened:  # noqa: ARG001
+    return *_full(operator, prior), prior
 
 
 def _require_room(num_directions: int, num_params: int, dtype: torch.dtype) -> None:

@@ -8,14 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from afterfit.curvature import ggn
+from afterfit.curvature import CG, inverse, likelihood_root
 from afterfit.linalg.least_squares import lsmr
 from afterfit.linalg.operator import Kind
-from afterfit.linalg.solvers import CG, solve
 from afterfit.linalg.structured import FunctionOperator
 from afterfit.posterior.gaussian import PriorScale, as_ensemble, prior_of
-from afterfit.posterior.pullback import pulled_back, pushed_forward
-from afterfit.problem.data import Batch, Batches
+from afterfit.problem.data import Batches
 from afterfit.problem.ensemble import Ensemble
 from afterfit.problem.likelihood import Gaussian, Likelihood
 from afterfit.problem.persample import flatten, outputs
@@ -89,29 +87,20 @@ class Equations:
         self, columns: Float[Tensor, "P K"], index: Int[Tensor, " B"]
     ) -> Float[Tensor, "P K"]:
         """``S G S @ columns`` with the curvature of the samples at these positions."""
-        operator = ggn(self.problem, self.train.subset(index))
-        return self.prior[:, None] * (operator @ (self.prior[:, None] * columns))
+        root = likelihood_root(self.problem, self.train.subset(index))
+        return self.prior[:, None] * root.curved(self.prior[:, None] * columns)
 
     def pulled(
         self, rows: Float[Tensor, "M N R"], index: Int[Tensor, " B"]
     ) -> Float[Tensor, "P M"]:
         """``S Jᵀ R`` times rows of the samples at these positions."""
-        root = self.problem.likelihood.root
-
-        def cotangents(found: Float[Tensor, "B C"], batch: Batch) -> Float[Tensor, "M B C"]:
-            return (root(found) @ rows[:, index[batch.index], :, None])[..., 0]
-
-        found = pulled_back(self.problem, self.train.subset(index), len(rows), cotangents)
-        return self.prior[:, None] * found.mT
+        root = likelihood_root(self.problem, self.train.subset(index))
+        return self.prior[:, None] * root.pulled(rows[:, index].flatten(1).mT)
 
     def pushed(self, columns: Float[Tensor, "P M"]) -> Float[Tensor, "M N R"]:
         """``Rᵀ J S`` times columns, for all samples."""
-        root = self.problem.likelihood.root
-
-        def rows(found: Float[Tensor, "B C"], along: Float[Tensor, "B C"]) -> Tensor:
-            return (root(found).mT @ along[:, :, None])[..., 0]
-
-        return pushed_forward(self.problem, self.train, self.prior[:, None] * columns, rows)
+        root = likelihood_root(self.problem, self.train)
+        return root.apply(self.prior[:, None] * columns).mT.unflatten(1, self.draws.shape[1:])
 
     def product(self, columns: Float[Tensor, "P K"]) -> Float[Tensor, "P K"]:
         """``(S G S + I) @ columns``, one pass over the data."""
@@ -146,8 +135,10 @@ class ConjugateGradients:
     def solve(self, equations: Equations) -> Float[Tensor, "P M"]:
         prior = equations.prior
         kind = Kind((len(prior), len(prior)), prior.dtype, prior.device, symmetric=True, psd=True)
-        operator = FunctionOperator(kind, equations.product)
-        return solve(operator, equations.right(), CG(self.tolerance, self.max_steps)).value
+        everything = equations.everything
+        curved = FunctionOperator(kind, lambda columns: equations.curved(columns, everything))
+        prepared = inverse(curved, 1.0, CG(self.tolerance, self.max_steps))
+        return prepared.solve(equations.right()).value
 
 
 @final

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from afterfit.curvature import (
     EigenBlock,
+    Gram,
     KroneckerBlock,
     NamedBlock,
     diagonal,
@@ -21,7 +22,7 @@ from afterfit.curvature import (
     reduce,
 )
 from afterfit.curvature.ekfac import _eigenvectors
-from afterfit.linalg import BlockDiagonal, Diagonal, FunctionOperator
+from afterfit.linalg import BlockDiagonal, Diagonal
 from afterfit.problem import Batches, Categorical, Gaussian, Problem, connectivity, restrict
 from tests import truth
 from tests.cases import Case, make_case, make_data, make_module
@@ -229,7 +230,7 @@ def test_an_uncovered_parameter_is_said_by_name(make):
 def test_an_uncovered_parameter_gets_the_curvature_asked_for(make):
     case = with_hand()
     exact = truth.ggn(case.problem, case.data)
-    for others, kind in ((diagonal, Diagonal), (ggn, FunctionOperator)):
+    for others, kind in ((diagonal, Diagonal), (ggn, Gram)):
         found = make(case.problem, case.data, others=others)
         (block,) = [b for b in found.blocks if b.names == ("hand",)]
         (where,) = [w for b, w in zip(found.blocks, found.parts(), strict=True) if b is block]

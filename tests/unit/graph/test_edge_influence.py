@@ -10,7 +10,7 @@ from afterfit import graph
 from afterfit.graph import GraphProblem
 from afterfit.graph.edits import edited_rows, insertions, removals, single_removals
 from afterfit.graph.influence import prepare
-from afterfit.graph.inverse import MAX_DUAL, ggn_product, target_gradient
+from afterfit.graph.inverse import MAX_DUAL, mean_ggn, target_gradient
 from afterfit.graph.narrow import narrowed
 from afterfit.problem.persample import unflatten
 from tests.unit.graph import oracle
@@ -44,9 +44,9 @@ def test_every_solver_solves_the_dense_system(name, inverse):
 
 
 def test_the_smaller_system_is_said_to_be_chosen():
-    assert graph.edge_influence(problem_of("sgc"), damping=0.1).solved.method == "dual"
+    assert graph.edge_influence(problem_of("sgc"), damping=0.1).solved.way == "dual"
     found = graph.edge_influence(problem_of("gcn"), damping=0.1).solved
-    assert found.method == "conjugate gradients"
+    assert found.way == "CG"
     assert found.steps > 0
     assert found.residual < 1e-9
     assert MAX_DUAL > 0
@@ -66,7 +66,7 @@ def test_products_are_those_of_the_dense_curvature():
     vector = torch.randn(
         len(matrix), dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
-    assert_close(ggn_product(problem)(vector), matrix @ vector, rtol=1e-8, atol=1e-10)
+    assert_close(mean_ggn(problem) @ vector, matrix @ vector, rtol=1e-8, atol=1e-10)
 
 
 def test_a_single_precision_network_is_scored_in_single_precision():

@@ -12,8 +12,8 @@ from afterfit import graph
 from afterfit.graph import GraphProblem
 from afterfit.graph.edits import single_removals
 from afterfit.graph.influence import prepare
-from afterfit.graph.inverse import Solved
 from afterfit.graph.memory import weight_derivative_bytes
+from afterfit.linalg import Solution
 from tests.unit.graph import oracle
 from tests.unit.graph.networks import NUM_CLASSES, NUM_FEATURES, make_network, make_problem
 
@@ -38,9 +38,9 @@ def large(name: str, num_nodes: int, num_edges: int) -> GraphProblem:
 # Memory ----------------------------------------------------------------------------------------
 
 
-def one_direction(problem: GraphProblem, columns: Tensor, damping: float) -> Solved:
+def one_direction(problem: GraphProblem, columns: Tensor, damping: float) -> Solution:
     """Solve nothing: the memory of a pass does not depend on its direction."""
-    return Solved(columns.double(), 0, 0.0, converged=True, method="none")
+    return Solution(columns.double(), 0, 0.0, converged=True, way="none")
 
 
 def kept_bytes(problem: GraphProblem) -> int:

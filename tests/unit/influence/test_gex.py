@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Generator, nn
 
+from afterfit.curvature import ggn
 from afterfit.evaluate import auc, average_precision
 from afterfit.influence import (
     GEX,
@@ -24,7 +25,6 @@ from afterfit.influence import (
     tangents,
 )
 from afterfit.influence.baselines import gradient_norm_scores
-from afterfit.influence.classic import dense_ggn
 from afterfit.influence.covariance import (
     cross_influence,
     reliability,
@@ -99,7 +99,7 @@ def test_squared_loss_has_the_closed_form_of_its_moments():
 
 def test_tangents_over_laplace_draws_converge_to_the_influence_function():
     problem, data = ridge()
-    hessian = dense_ggn(problem, data).double()
+    hessian = ggn(problem, data).to_dense().double()
     root = torch.linalg.cholesky(torch.linalg.inv(hessian))
     rows = torch.cat([g for _, g in gradients(problem, data)])
     exact = rows @ torch.linalg.solve(hessian, rows.T)

@@ -1,4 +1,4 @@
-"""Products with the Jacobian of all samples and with its transpose, batch by batch."""
+"""Products with derivative matrices of all samples, batch by batch; the matrices never exist."""
 
 from collections.abc import Callable
 
@@ -6,14 +6,41 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from afterfit.problem._autodiff import differentiable_attention, jvp
+from afterfit.problem._autodiff import differentiable_attention, jvp, over_columns
 from afterfit.problem.data import Batch, Batches
 from afterfit.problem.mappable import Mappable
 from afterfit.problem.persample import flat_after, unflatten
 from afterfit.problem.problem import Problem, move
 from afterfit.typing import Params
 
-_MEMBERS_AT_ONCE = 16
+_COLUMNS_AT_ONCE = 16
+
+Product = Callable[[Tensor], Tensor]
+"""Product of a batch's curvature with one flat vector (P,)."""
+
+
+def summed(
+    data: Batches, batch_product: Callable[[Batch], Product], columns: Float[Tensor, "P K"]
+) -> Float[Tensor, "P K"]:
+    """Add up the products of all batches with columns, several columns at once."""
+    mappable = Mappable()
+    total = torch.zeros_like(columns)
+    for batch in data:
+        product = batch_product(batch)
+        for chosen in torch.arange(columns.shape[1]).split(_COLUMNS_AT_ONCE):
+            total[:, chosen] += _over(product, columns[:, chosen], mappable)
+    return total
+
+
+def _over(product: Product, columns: Tensor, mappable: Mappable) -> Tensor:
+    def mapped() -> Tensor:
+        return over_columns(product)(columns)
+
+    def alone() -> Tensor:
+        return torch.stack([product(column) for column in columns.mT], dim=1)
+
+    return mappable.either(mapped, alone) if columns.shape[1] > 1 else alone()
+
 
 Cotangents = Callable[[Float[Tensor, "B C"], Batch], Float[Tensor, "M B C"]]
 """What is pulled back for the outputs of a batch, for each of M members."""
@@ -31,13 +58,13 @@ def pulled_back(
         with differentiable_attention(), torch.enable_grad():
             found = problem.forward(leaves, move(batch.inputs, problem.device))
         pulled = cotangents(found.detach(), batch)
-        for members in torch.arange(num).split(_MEMBERS_AT_ONCE):
-            parts = _pull(found, tuple(leaves.values()), pulled[members], mappable)
+        for members in torch.arange(num).split(_COLUMNS_AT_ONCE):
+            parts = pull(found, tuple(leaves.values()), pulled[members], mappable)
             total[members] += torch.cat([flat_after(1, part) for part in parts], dim=1)
     return total
 
 
-def _pull(
+def pull(
     found: Float[Tensor, "B C"],
     leaves: tuple[Tensor, ...],
     cotangents: Float[Tensor, "M B C"],
@@ -57,7 +84,7 @@ def _pull(
         return mappable.either(mapped, alone)
 
 
-Rows = Callable[[Float[Tensor, "B C"], Float[Tensor, "B C"]], Float[Tensor, "B R"]]
+Rows = Callable[[Float[Tensor, "B C"], Float[Tensor, "B C"], Batch], Float[Tensor, "B R"]]
 """What is kept of the outputs of a batch and of their derivative along one vector."""
 
 
@@ -75,6 +102,6 @@ def pushed_forward(
             def forward(params: Params, inputs: object = inputs) -> Tensor:
                 return problem.forward(params, inputs)
 
-            parts.append(rows(*jvp(forward, problem.params, along)))
+            parts.append(rows(*jvp(forward, problem.params, along), batch))
         members.append(torch.cat(parts))
     return torch.stack(members)

@@ -4,20 +4,21 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from afterfit.curvature import Curvature, ggn
+from afterfit.curvature.ggn import ggn
+from afterfit.curvature.kfac import Curvature
+from afterfit.curvature.root import jacobian_root
 from afterfit.linalg.spectrum import spectrum
 from afterfit.linalg.structured import LowRank
-from afterfit.posterior.pullback import pulled_back
-from afterfit.problem.data import Batch, Batches
-from afterfit.problem.persample import outputs
+from afterfit.problem.data import Batches
 from afterfit.problem.problem import Problem
 
 
 def low_rank(num: int, seed: int = 0, of: Curvature = ggn) -> Curvature:
     """Make a curvature of the ``num`` largest eigenpairs of another, found by its products.
 
-    The posterior is the prior in all other directions: wider than the full one, never narrower.
-    Memory is that of ``num`` vectors, and of the Lanczos vectors while it is made.
+    A posterior with it is the prior in all other directions, wider than the full one; an influence
+    function sees the damping alone there. Memory is that of ``num`` vectors, and of the Lanczos
+    vectors while it is made.
 
     Parameters
     ----------
@@ -39,11 +40,7 @@ def low_rank(num: int, seed: int = 0, of: Curvature = ggn) -> Curvature:
 
 def _start(problem: Problem, data: Batches, seed: int) -> Float[Tensor, " P"]:
     """``Jᵀ ε`` with standard normal noise for every output of every sample."""
-    width = outputs(problem, data.subset(torch.tensor([0]))).shape[1]
+    root = jacobian_root(problem, data)
     generator = Generator().manual_seed(seed)
-    noise = torch.randn(data.num_samples, width, generator=generator, dtype=torch.float64)
-
-    def cotangents(found: Float[Tensor, "B C"], batch: Batch) -> Float[Tensor, "1 B C"]:
-        return noise[batch.index][None].to(found)
-
-    return pulled_back(problem, data, 1, cotangents)[0]
+    noise = torch.randn(root.shape[0], generator=generator, dtype=torch.float64)
+    return root.pulled(noise[:, None].to(root.device, root.dtype))[:, 0]
