@@ -96,7 +96,10 @@ def trec_transformer(data: Path) -> Setting:
     The words' numbers are the leading singular vectors of their counts in the training questions.
     """
     read = [
-        [line.split() for line in (data / "text" / f"trec_{part}.txt").read_text("latin-1").splitlines()]
+        [
+            line.split()
+            for line in (data / "text" / f"trec_{part}.txt").read_text("latin-1").splitlines()
+        ]
         for part in ("train", "test")
     ]
     names = sorted({words[0] for words in read[0]})
