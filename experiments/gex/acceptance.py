@@ -34,10 +34,10 @@ from afterfit.curvature import ggn
 from afterfit.evaluate import auc, average_precision
 from afterfit.influence import LossCovariance, secant, second_moment
 from afterfit.influence.arnoldi import ArnoldiInfluence
-from afterfit.influence.baselines import gradient_norm_scores
 from afterfit.influence.classic import InfluenceFunction
 from afterfit.influence.loss_covariance import CovarianceInfluence
 from afterfit.influence.projected import RandomProjection
+from afterfit.influence.simple import gradient_norm_scores
 from afterfit.influence.tracin import GradientDot
 from afterfit.sampling import GaussianDraws
 

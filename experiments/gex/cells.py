@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from afterfit import Batches, Categorical, Problem, TrainingStream, analyze_labels
 from afterfit.evaluate import auc, average_precision, bootstrap, dip, probability_cut
-from afterfit.influence import baselines
+from afterfit.influence import simple
 from afterfit.influence.arnoldi import ArnoldiInfluence
 from afterfit.influence.projected import RandomProjection
 from afterfit.influence.tracin import TracIn
@@ -218,10 +218,10 @@ def run(name: str, folder: Path, cache: Path) -> dict:
         seconds[label] = time.process_time() - start
 
     analysis, seconds_default = by_default(problem, batches, task.augment)
-    measure("loss", lambda: baselines.loss_scores(problem, batches))
-    measure("margin", lambda: baselines.margin_scores(problem, batches))
-    measure("entropy", lambda: baselines.entropy_scores(problem, batches))
-    measure("gradient_norm", lambda: baselines.gradient_norm_scores(problem, batches))
+    measure("loss", lambda: simple.loss_scores(problem, batches))
+    measure("margin", lambda: simple.margin_scores(problem, batches))
+    measure("entropy", lambda: simple.entropy_scores(problem, batches))
+    measure("gradient_norm", lambda: simple.gradient_norm_scores(problem, batches))
     measure(
         "random_projection", lambda: RandomProjection(20, seed).fit(problem, batches).self_scores()
     )
@@ -234,10 +234,10 @@ def run(name: str, folder: Path, cache: Path) -> dict:
     ):  # captum has no embedding layers; elsewhere it is the same score, and faster
         measure("tracin", lambda: TracIn(states, rates).fit(problem, batches).self_scores())
     measure("arnoldi", lambda: ArnoldiInfluence().fit(problem, batches).self_scores())
-    measure("knn", lambda: baselines.knn_scores(task.inputs.flatten(1).float(), task.labels, 10))
-    scores["aum"], seconds["aum"] = baselines.aum_scores(trained.margins.T), 0.0
+    measure("knn", lambda: simple.knn_scores(task.inputs.flatten(1).float(), task.labels, 10))
+    scores["aum"], seconds["aum"] = simple.aum_scores(trained.margins.T), 0.0
     scores["forgetting"], seconds["forgetting"] = (
-        baselines.forgetting_scores(trained.margins.T > 0).float(),
+        simple.forgetting_scores(trained.margins.T > 0).float(),
         0.0,
     )
     young = max(1, min(10, task.regime.epochs // 4))
@@ -248,7 +248,7 @@ def run(name: str, folder: Path, cache: Path) -> dict:
             networks.train(task.make(50 + k), task.inputs, task.labels, short, k, task.peak_rate)
             for k in range(3)
         ]
-        return baselines.el2n_scores(
+        return simple.el2n_scores(
             [Problem.from_module(n.network, Categorical()) for n in nets], batches
         )
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from afterfit import Batches, Bernoulli, Categorical, Gaussian, Problem
-from afterfit.influence import baselines
+from afterfit.influence import simple
 from afterfit.problem.likelihood import Likelihood
 
 DEVELOPED = (
@@ -232,12 +232,12 @@ def run(name: str, folder: Path, cache: Path) -> Result:
     analysis, seconds = cells.by_default(problem, batches, here.augment)
     scores = {
         "unlearning": analysis.scores.value,
-        "loss": baselines.loss_scores(problem, batches),
-        "mean_loss": baselines.mean_loss_scores(here.trained.losses),
+        "loss": simple.loss_scores(problem, batches),
+        "mean_loss": simple.mean_loss_scores(here.trained.losses),
     }
     if has_margin(problem.likelihood):
-        scores["margin"] = baselines.margin_scores(problem, batches)
-        scores["aum"] = baselines.aum_scores(here.trained.margins.T)
+        scores["margin"] = simple.margin_scores(problem, batches)
+        scores["aum"] = simple.aum_scores(here.trained.margins.T)
     costs = {"unlearning": seconds}
     return {
         "cell": name,

@@ -19,8 +19,10 @@ from torch.testing import assert_close
 
 from afterfit.curvature import hessian
 from afterfit.influence.arnoldi import ArnoldiInfluence
-from afterfit.influence.base import FeatureInfluence, Influence, InfluenceMethod
-from afterfit.influence.baselines import (
+from afterfit.influence.base import BlockInfluence, Influence, InfluenceMethod
+from afterfit.influence.classic import InfluenceFunction
+from afterfit.influence.projected import RandomProjection
+from afterfit.influence.simple import (
     el2n_scores,
     entropy_scores,
     gradient_norm_scores,
@@ -28,8 +30,6 @@ from afterfit.influence.baselines import (
     margin_scores,
     self_confidence_scores,
 )
-from afterfit.influence.classic import InfluenceFunction
-from afterfit.influence.projected import RandomProjection
 from afterfit.influence.tracin import GradientDot
 from afterfit.problem import Batches, Gaussian, Problem
 from tests import truth
@@ -178,7 +178,7 @@ def test_the_memory_budget_does_not_change_scores(method: str, memory_budget: in
 def test_a_method_names_its_source_and_follows_the_protocol(method: str):
     made = METHODS[method].make(SMALL[0].problem)
     assert isinstance(made, InfluenceMethod)
-    assert isinstance(made.fit(SMALL[0].problem, SMALL[0].data), FeatureInfluence)
+    assert isinstance(made.fit(SMALL[0].problem, SMALL[0].data), BlockInfluence)
     assert any(year in made.reference for year in ("2017", "2019", "2020", "2022"))
 
 

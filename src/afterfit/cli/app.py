@@ -17,7 +17,7 @@ from afterfit.cli.edges import edges, graph_parts, tell
 from afterfit.cli.factory import FactoryError, load_trained
 from afterfit.cli.sharpness import audit, sharpness, uncertainty
 from afterfit.evaluate.threshold import budget_cut, otsu_cut
-from afterfit.influence import baselines
+from afterfit.influence import simple
 from afterfit.influence.gex import GEX, published
 from afterfit.influence.trace import TrainingTrace
 from afterfit.influence.unlearning import Unlearning
@@ -39,11 +39,11 @@ app.command()(uncertainty)
 app.command()(edges)
 
 SCORES = {
-    "loss": baselines.loss_scores,
-    "margin": baselines.margin_scores,
-    "entropy": baselines.entropy_scores,
-    "confidence": baselines.self_confidence_scores,
-    "gradient-norm": baselines.gradient_norm_scores,
+    "loss": simple.loss_scores,
+    "margin": simple.margin_scores,
+    "entropy": simple.entropy_scores,
+    "confidence": simple.self_confidence_scores,
+    "gradient-norm": simple.gradient_norm_scores,
 }
 
 REFERENCES = {

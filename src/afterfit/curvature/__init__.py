@@ -3,7 +3,7 @@
 from afterfit.curvature.blocks import EigenBlock, KroneckerBlock, NamedBlock
 from afterfit.curvature.diagonal import diagonal, squared_jacobian
 from afterfit.curvature.ekfac import ekfac
-from afterfit.curvature.factored import Damping, Factored, Inverse
+from afterfit.curvature.factored import Damping, FactoredInverse, Inverse
 from afterfit.curvature.factors import expand, reduce
 from afterfit.curvature.fisher import empirical_fisher, fisher
 from afterfit.curvature.ggn import ggn
@@ -40,7 +40,7 @@ __all__ = [
     "Direct",
     "Dual",
     "EigenBlock",
-    "Factored",
+    "FactoredInverse",
     "FactoredPart",
     "Gram",
     "Inverse",

@@ -36,7 +36,7 @@ class Inverse(ABC):
         """Apply it to one vector (P,) or several as columns (P, K)."""
 
 
-class Factored(Inverse):
+class FactoredInverse(Inverse):
     """An inverse with a half power: ``whiten(a) @ whiten(b).T`` is ``a (C + damping I)⁻¹ bᵀ``.
 
     So influence can keep features of samples, of which every score is an inner product. Factors and
@@ -83,25 +83,25 @@ def damping_of(damping: Damping, operator: LinearOperator) -> float:
 
 
 @singledispatch
-def factored(operator: LinearOperator, damping: Damping) -> Factored:
+def factored(operator: LinearOperator, damping: Damping) -> FactoredInverse:
     """Factor a damped curvature by its structure; without any, from all of its entries."""
     return primal(operator, damping)
 
 
 @factored.register
-def _(operator: Gram, damping: Damping) -> Factored:
+def _(operator: Gram, damping: Damping) -> FactoredInverse:
     rows, size = operator.root.shape
     return (dual if rows < size else primal)(operator, damping)
 
 
 @factored.register
-def _(operator: Diagonal, damping: Damping) -> Factored:
+def _(operator: Diagonal, damping: Damping) -> FactoredInverse:
     strength = damping_of(damping, operator)
     return DiagonalInverse(_above_zero(operator.entries, strength))
 
 
 @factored.register
-def _(operator: LowRank, damping: Damping) -> Factored:
+def _(operator: LowRank, damping: Damping) -> FactoredInverse:
     strength = damping_of(damping, operator)
     basis, triangle = torch.linalg.qr(operator.vectors.double())
     values, vectors = torch.linalg.eigh(triangle * operator.values.double() @ triangle.mT)
@@ -110,23 +110,23 @@ def _(operator: LowRank, damping: Damping) -> Factored:
 
 
 @factored.register
-def _(operator: KroneckerBlock, damping: Damping) -> Factored:
+def _(operator: KroneckerBlock, damping: Damping) -> FactoredInverse:
     strength = damping_of(damping, operator)
     return _eigen_inverse(diagonalized(operator), strength)
 
 
 @factored.register
-def _(operator: EigenBlock, damping: Damping) -> Factored:
+def _(operator: EigenBlock, damping: Damping) -> FactoredInverse:
     return _eigen_inverse(operator, damping_of(damping, operator))
 
 
 @factored.register
-def _(operator: NamedBlock, damping: Damping) -> Factored:
+def _(operator: NamedBlock, damping: Damping) -> FactoredInverse:
     return factored(operator.operator, damping)
 
 
 @factored.register
-def _(operator: BlockDiagonal, damping: Damping) -> Factored:
+def _(operator: BlockDiagonal, damping: Damping) -> FactoredInverse:
     blocks = tuple(factored(block, damping) for block in operator.blocks)
     return BlockInverse(blocks, tuple(operator.parts()))
 
@@ -248,7 +248,7 @@ def cholesky(matrix: Float[Tensor, "n n"], damping: float) -> Float[Tensor, "n n
 
 @final
 @dataclass(frozen=True)
-class PrimalInverse(Factored):
+class PrimalInverse(FactoredInverse):
     """``L⁻ᵀ L⁻¹`` with the Cholesky factor L of the damped matrix, float64."""
 
     factor: Float[Tensor, "P P"]
@@ -270,7 +270,7 @@ class PrimalInverse(Factored):
 
 @final
 @dataclass(frozen=True)
-class DualInverse(Factored):
+class DualInverse(FactoredInverse):
     """``(I - Aᵀ f (f A Aᵀ + damping I)⁻¹ A) / damping`` of the curvature ``f AᵀA``.
 
     References
@@ -320,7 +320,7 @@ class DualInverse(Factored):
 
 @final
 @dataclass(frozen=True)
-class DiagonalInverse(Factored):
+class DiagonalInverse(FactoredInverse):
     """``diag(1 / values)``."""
 
     values: Float[Tensor, " P"]
@@ -341,7 +341,7 @@ class DiagonalInverse(Factored):
 
 @final
 @dataclass(frozen=True)
-class LowRankInverse(Factored):
+class LowRankInverse(FactoredInverse):
     """``V diag(1 / (λ + damping)) Vᵀ + (I - V Vᵀ) / damping`` with orthonormal V."""
 
     vectors: Float[Tensor, "P K"]
@@ -370,7 +370,7 @@ class LowRankInverse(Factored):
 
 @final
 @dataclass(frozen=True)
-class EigenInverse(Factored):
+class EigenInverse(FactoredInverse):
     """``S (U ⊗ V) diag(1 / values) (U ⊗ V)ᵀ S`` of a layer, on vectors read as (out, in)."""
 
     output_vectors: Float[Tensor, "O O"]
@@ -407,10 +407,10 @@ class EigenInverse(Factored):
 
 @final
 @dataclass(frozen=True)
-class BlockInverse(Factored):
+class BlockInverse(FactoredInverse):
     """One inverse for each block of entries."""
 
-    blocks: tuple[Factored, ...]
+    blocks: tuple[FactoredInverse, ...]
     positions: tuple[Int[Tensor, " _"], ...]
 
     @property

@@ -34,5 +34,6 @@ def hessian(problem: Problem, data: Batches) -> FunctionOperator:
 
         return product
 
-    kind = Kind((problem.num_params,) * 2, problem.dtype, problem.device, symmetric=True)
+    size = problem.num_params
+    kind = Kind((size, size), problem.dtype, problem.device, symmetric=True)
     return FunctionOperator(kind, lambda columns: summed(data, batch_product, columns))

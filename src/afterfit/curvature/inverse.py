@@ -17,7 +17,7 @@ from afterfit.curvature.blocks import EigenBlock, KroneckerBlock, NamedBlock
 from afterfit.curvature.factored import (
     Damping,
     DualInverse,
-    Factored,
+    FactoredInverse,
     Inverse,
     PrimalInverse,
     damping_of,
@@ -99,7 +99,7 @@ def relative(share: float | int) -> Callable[[LinearOperator], float]:
 class Direct:
     """Factor by structure: exact, and the smaller of primal and dual where there is a choice."""
 
-    def prepare(self, operator: LinearOperator, damping: Damping) -> Factored:
+    def prepare(self, operator: LinearOperator, damping: Damping) -> FactoredInverse:
         return factored(operator, damping)
 
 
@@ -138,7 +138,7 @@ class CG:
 
     tolerance: float | int = 1e-6
     max_steps: int = 1000
-    preconditioner: Factored | None = None
+    preconditioner: FactoredInverse | None = None
 
     def prepare(self, operator: LinearOperator, damping: Damping) -> "Iterated":
         near = None if self.preconditioner is None else self.preconditioner.apply
@@ -261,7 +261,7 @@ class Ritz:
 
 @final
 @dataclass(frozen=True)
-class RitzInverse(Factored):
+class RitzInverse(FactoredInverse):
     """``V diag(1 / (λ + damping)) Vᵀ`` over Ritz pairs (λ, V).
 
     What lies across the pairs is not inverted, and counts in the residual of a solution.

@@ -12,6 +12,7 @@ from afterfit.influence.covariance import (
     secant,
     second_moment,
 )
+from afterfit.influence.ekfac import EKFACInfluence, LayerInfluence
 from afterfit.influence.evidence import LabelEvidence, Share
 from afterfit.influence.gex import GEX, published, quiet, to_stderr
 from afterfit.influence.loss_covariance import CovarianceInfluence, LossCovariance
@@ -23,8 +24,10 @@ __all__ = [
     "GEX",
     "ArnoldiInfluence",
     "CovarianceInfluence",
+    "EKFACInfluence",
     "InfluenceFunction",
     "LabelEvidence",
+    "LayerInfluence",
     "LossCovariance",
     "LossTable",
     "Scores",

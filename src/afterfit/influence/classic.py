@@ -8,7 +8,16 @@ from typing import ClassVar, final
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from afterfit.curvature import Curvature, Damping, Direct, Factored, Inverse, Solver, ggn, inverse
+from afterfit.curvature import (
+    Curvature,
+    Damping,
+    Direct,
+    FactoredInverse,
+    Inverse,
+    Solver,
+    ggn,
+    inverse,
+)
 from afterfit.influence.base import FeatureInfluence, Influence, require_finite
 from afterfit.problem.data import Batches
 from afterfit.problem.persample import GIBIBYTE, gradients
@@ -89,7 +98,7 @@ def influence_by(
 
 @influence_by.register
 def _(
-    prepared: Factored, problem: Problem, train: Batches, memory_budget: int = GIBIBYTE
+    prepared: FactoredInverse, problem: Problem, train: Batches, memory_budget: int = GIBIBYTE
 ) -> Influence:
     return WhitenedInfluence(problem, train, memory_budget, prepared)
 
@@ -108,7 +117,7 @@ class WhitenedInfluence(FeatureInfluence):
     problem: Problem
     train: Batches
     memory_budget: int
-    inverse: Factored
+    inverse: FactoredInverse
 
     def features(self, data: Batches) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "B R"]]]:
         for index, rows in gradients(self.problem, data, self.memory_budget):

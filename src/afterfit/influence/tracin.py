@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from afterfit.influence.base import FeatureInfluence, require_finite
+from afterfit.curvature.sample_gradients import sample_gradients, squared_norms
+from afterfit.influence.base import BlockInfluence, Repeats
 from afterfit.problem.data import Batches
-from afterfit.problem.persample import GIBIBYTE, gradients
+from afterfit.problem.persample import GIBIBYTE
 from afterfit.problem.problem import Forward, Problem, move
 from afterfit.typing import Inputs, Params
 
@@ -39,9 +39,34 @@ class GradientDot:
         "perspective, NeurIPS, arXiv:2102.05262"
     )
 
-    def fit(self, problem: Problem, train: Batches) -> FeatureInfluence:
+    def fit(self, problem: Problem, train: Batches) -> BlockInfluence:
         """Bind the data; gradients are computed when scores are asked for."""
-        return _CheckpointGradients(problem, train, self.memory_budget, ((problem, 1.0),))
+        return _Dots(problem, train, self.memory_budget)
+
+
+@final
+@dataclass(frozen=True)
+class GradientCosine:
+    """Cosine between gradients: ``score(q, n) = g_q · g_n / (‖g_q‖ ‖g_n‖)``, between -1 and 1.
+
+    Self-influence is 1 for every sample: it finds relatives, not outliers. Cost: one backward pass
+    for each sample. It is θ-RelatIF without curvature, and so without the length of the query.
+
+    References
+    ----------
+    Barshan, Brunet, Dziugaite (2020), "RelatIF: identifying explanatory training examples via
+    relative influence", AISTATS, arXiv:2003.11630; Charpiat et al. (2019), arXiv:2102.05262.
+    """
+
+    memory_budget: int = GIBIBYTE
+    reference: ClassVar[str] = (
+        "Charpiat, Girard, Felardos, Tarabalka (2019), Input similarity from the neural network "
+        "perspective, NeurIPS, arXiv:2102.05262"
+    )
+
+    def fit(self, problem: Problem, train: Batches) -> BlockInfluence:
+        """Bind the data; gradients are computed when scores are asked for."""
+        return _Cosines(problem, train, self.memory_budget)
 
 
 @final
@@ -49,8 +74,9 @@ class GradientDot:
 class TracIn:
     """Sum over checkpoints: ``score(q, n) = Σ_k η_k g_q(θ_k) · g_n(θ_k)`` (TracInCP).
 
-    Cost: one backward pass for each sample and checkpoint. All parameters of the problem take part;
-    for the last layer alone, fit it on ``restrict(problem, "head.*")``.
+    Cost: one backward pass for each sample and checkpoint. The standard error takes checkpoints as
+    draws: it says how far the score hangs on which of them were saved. All parameters of the
+    problem take part; for the last layer alone, fit it on ``restrict(problem, "head.*")``.
 
     Parameters
     ----------
@@ -74,25 +100,66 @@ class TracIn:
         "gradient descent, NeurIPS, arXiv:2002.08484"
     )
 
-    def fit(self, problem: Problem, train: Batches) -> FeatureInfluence:
+    def fit(self, problem: Problem, train: Batches) -> BlockInfluence:
         """Put the network at each checkpoint; gradients are computed when scores are asked for."""
         points = trajectory(problem, self.checkpoints, self.learning_rates)
-        return _CheckpointGradients(problem, train, self.memory_budget, points)
+        return _CheckpointDots(problem, train, self.memory_budget, points)
 
 
 @final
 @dataclass(frozen=True)
-class _CheckpointGradients(FeatureInfluence):
-    """Gradients at all checkpoints side by side, each times the root of its weight."""
+class _Dots(BlockInfluence):
+    """Gradients at the trained parameters."""
+
+    problem: Problem
+    train: Batches
+    memory_budget: int
+
+    def repeats(self, data: Batches) -> Iterator[tuple[Int[Tensor, " B"], Repeats]]:
+        for index, blocks in sample_gradients(self.problem, data, self.memory_budget):
+            yield index, [blocks]
+
+
+@final
+@dataclass(frozen=True)
+class _Cosines(BlockInfluence):
+    """Gradients at the trained parameters, of length one."""
+
+    problem: Problem
+    train: Batches
+    memory_budget: int
+
+    def repeats(self, data: Batches) -> Iterator[tuple[Int[Tensor, " B"], Repeats]]:
+        for index, blocks in sample_gradients(self.problem, data, self.memory_budget):
+            lengths = _require_positive(squared_norms(blocks).sqrt(), index, data)
+            yield index, [{name: part.scaled(1 / lengths) for name, part in blocks.items()}]
+
+
+@final
+@dataclass(frozen=True)
+class _CheckpointDots(BlockInfluence):
+    """Gradients at all checkpoints, each times the root of its weight."""
 
     problem: Problem
     train: Batches
     memory_budget: int
     points: Points
+    varies_over: ClassVar[str | None] = "checkpoints"
 
-    def features(self, data: Batches) -> Iterator[tuple[Int[Tensor, " B"], Float[Tensor, "B R"]]]:
-        for index, parts in weighted_gradients(self.points, data, self.memory_budget):
-            yield index, torch.cat(parts, dim=1)
+    def repeats(self, data: Batches) -> Iterator[tuple[Int[Tensor, " B"], Repeats]]:
+        share = self.memory_budget // len(self.points)
+        streams = [sample_gradients(point, data, share) for point, _ in self.points]
+        for chunks in zip(*streams, strict=True):
+            yield (
+                chunks[0][0],
+                [
+                    {
+                        name: part.scaled(part.inputs.new_full((len(part),), weight**0.5))
+                        for name, part in blocks.items()
+                    }
+                    for (_, weight), (_, blocks) in zip(self.points, chunks, strict=True)
+                ],
+            )
 
 
 def gradient_norms(
@@ -100,21 +167,22 @@ def gradient_norms(
 ) -> Float[Tensor, " N"]:
     """Squared norm of each sample's gradient, ``‖g_n‖²``, at the trained parameters or at others.
 
-    Gradients are made a chunk at a time and let go.
+    Norms come from the factors of layers; no gradient of a whole layer is made where they suffice.
     """
     point = problem if params is None else at_checkpoint(problem, params)
-    chunks = gradients(point, data)
-    return torch.cat([require_finite(rows, at, data).square().sum(1) for at, rows in chunks])
+    return _Dots(point, data, GIBIBYTE).self_scores()
 
 
-def weighted_gradients(
-    points: Points, data: Batches, memory_budget: int
-) -> Iterator[tuple[Int[Tensor, " B"], list[Float[Tensor, "B P"]]]]:
-    """Gradients at all checkpoints, chunk by chunk, each times the root of its weight."""
-    streams = [gradients(point, data, memory_budget // len(points)) for point, _ in points]
-    for chunks in zip(*streams, strict=True):
-        weighted = zip(points, chunks, strict=True)
-        yield chunks[0][0], [weight**0.5 * rows for (_, weight), (_, rows) in weighted]
+def _require_positive(lengths: Tensor, index: Tensor, data: Batches) -> Tensor:
+    zero = (lengths == 0).cpu()
+    if bool(zero.any()):
+        message = (
+            f"the gradient of sample {data.ids[int(index[zero][0])]} is zero ({int(zero.sum())} "
+            "such in its chunk), expected a direction to compare: the network fits the sample "
+            "perfectly in its precision; use float64, an earlier checkpoint, or GradientDot()"
+        )
+        raise ValueError(message)
+    return lengths
 
 
 def trajectory(
@@ -170,6 +238,10 @@ def at_checkpoint(problem: Problem, checkpoint: Params) -> Problem:
     }
     held = {name: value for name, value in found.items() if name not in problem.params}
     buffers = {name: held.get(name, value) for name, value in problem.buffers.items()}
+
+    def holding(params: Params) -> Params:
+        return {**held, **params}
+
     walls = {name: value for name, value in held.items() if name not in problem.buffers}
     return replace(
         problem,
@@ -177,6 +249,7 @@ def at_checkpoint(problem: Problem, checkpoint: Params) -> Problem:
         buffers=buffers,
         forward=_holding(held, problem.forward),
         train_forward=_holding(walls, problem.train_forward),
+        coordinates=None if problem.coordinates is None else problem.coordinates.moved(holding),
     )
 
 

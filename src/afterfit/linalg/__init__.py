@@ -5,7 +5,7 @@ from afterfit.linalg.krylov import Hessenberg, Krylov, RitzPairs, arnoldi, lancz
 from afterfit.linalg.least_squares import lsmr
 from afterfit.linalg.operator import Congruence, Kind, LinearOperator, Product, Scaled, Sum
 from afterfit.linalg.quadrature import SLQ, estimate_logdet, estimate_spectral_sum
-from afterfit.linalg.solvers import Solution, conjugate_gradients, neumann
+from afterfit.linalg.solvers import Solution
 from afterfit.linalg.spectrum import spectrum
 from afterfit.linalg.structured import (
     BlockDiagonal,
@@ -48,13 +48,11 @@ __all__ = [
     "TraceEstimator",
     "XTrace",
     "arnoldi",
-    "conjugate_gradients",
     "estimate_logdet",
     "estimate_spectral_sum",
     "estimate_trace",
     "lanczos",
     "lsmr",
-    "neumann",
     "ritz_pairs",
     "spectrum",
     "trace",

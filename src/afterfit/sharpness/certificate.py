@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
-from afterfit.curvature import ggn, jacobian, ntk
+from afterfit.curvature import ggn, jacobian_root, ntk
 from afterfit.linalg.krylov import RitzPairs
 from afterfit.linalg.spectrum import spectrum
 from afterfit.problem.data import Batches
@@ -80,18 +80,18 @@ class KernelBasis:
 
 def kernel_basis(problem: Problem, data: Batches) -> KernelBasis:
     """Decompose the tangent kernel in float64, as ``J Jᵀ`` or as ``JᵀJ``, whichever is smaller."""
-    width = outputs(problem, data.subset(torch.arange(1))).shape[1]
-    rows, columns = data.num_samples * width, problem.num_params
+    root = jacobian_root(problem, data)
+    rows, columns = root.shape
     if 8 * rows * columns > 4 * GIBIBYTE:
         values, vectors = torch.linalg.eigh(ntk(problem, data).matrix.double())
         return _positive(values, vectors, "dual")
-    j = jacobian(problem, data).matrix.double()
+    held = root.held()
     if rows <= columns:
-        values, vectors = torch.linalg.eigh(j @ j.mT)
+        values, vectors = torch.linalg.eigh(held.gram())
         return _positive(values, vectors, "dual")
-    values, vectors = torch.linalg.eigh(j.mT @ j)
+    values, vectors = torch.linalg.eigh(held.square())
     kept = values > _tiny(values)
-    return KernelBasis(values[kept], j @ vectors[:, kept] / values[kept].sqrt(), "primal")
+    return KernelBasis(values[kept], held.matrix @ vectors[:, kept] / values[kept].sqrt(), "primal")
 
 
 def _positive(values: Tensor, vectors: Tensor, way: str) -> KernelBasis:

@@ -16,12 +16,12 @@ from torch.utils.data import Subset, TensorDataset
 
 from afterfit.evaluate.threshold import Cut, probability_cut
 from afterfit.influence.base import Influence, InfluenceMethod
-from afterfit.influence.baselines import margin_scores
 from afterfit.influence.covariance import Scores
 from afterfit.influence.evidence import LabelEvidence, Share
 from afterfit.influence.gex import GEX, Say, quiet
 from afterfit.influence.loss_covariance import CovarianceInfluence
 from afterfit.influence.mistakes import doubts, names_classes
+from afterfit.influence.simple import margin_scores
 from afterfit.influence.trace import TrainingTrace
 from afterfit.influence.unlearning import Unlearning
 from afterfit.problem.data import Batches

@@ -26,7 +26,7 @@ from afterfit.curvature import (
     low_rank,
     relative,
 )
-from afterfit.curvature.factored import Factored
+from afterfit.curvature.factored import FactoredInverse
 from afterfit.linalg import BlockDiagonal, Dense, Diagonal, LowRank
 from tests.cases import Case, make_case, name_of
 
@@ -87,7 +87,7 @@ def test_it_solves_the_dense_system_and_its_half_power_is_a_root_of_it(name: str
     assert solution.converged
     assert solution.residual < 1e-7
     assert_close(found.solve(columns[:, 0]).value, solution.value[:, 0], rtol=1e-6, atol=1e-9)
-    if isinstance(found, Factored):
+    if isinstance(found, FactoredInverse):
         white = found.whiten(columns.mT)
         assert_close(white @ white.mT, columns.mT @ expected, rtol=1e-7, atol=1e-8)
 

@@ -24,13 +24,13 @@ from afterfit.influence import (
     second_moment,
     tangents,
 )
-from afterfit.influence.baselines import gradient_norm_scores
 from afterfit.influence.covariance import (
     cross_influence,
     reliability,
     self_influence,
     self_influence_with_stderr,
 )
+from afterfit.influence.simple import gradient_norm_scores
 from afterfit.influence.tracin import gradient_norms
 from afterfit.problem import Batches, Categorical, Gaussian, Problem, gradients, losses
 from afterfit.sampling import GaussianDraws

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, distributed, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
-from afterfit.influence import TrainingTrace, baselines
+from afterfit.influence import TrainingTrace, simple
 from afterfit.problem import (
     Batches,
     Bernoulli,
@@ -130,9 +130,9 @@ def test_scores_are_those_of_the_baselines():
     margins = torch.tensor([dense.margins[i] for i in range(N)], dtype=torch.float64).T
     losses = torch.tensor([dense.losses[i] for i in range(N)], dtype=torch.float64)
 
-    torch.testing.assert_close(trace.aum(), baselines.aum_scores(margins), **SAME)
-    torch.testing.assert_close(trace.mean_loss(), baselines.mean_loss_scores(losses), **SAME)
-    assert torch.equal(trace.forgetting().float(), baselines.forgetting_scores(margins > 0))
+    torch.testing.assert_close(trace.aum(), simple.aum_scores(margins), **SAME)
+    torch.testing.assert_close(trace.mean_loss(), simple.mean_loss_scores(losses), **SAME)
+    assert torch.equal(trace.forgetting().float(), simple.forgetting_scores(margins > 0))
 
 
 def test_a_sample_that_is_drawn_twice_in_a_batch_counts_twice_in_order(generator):

@@ -5,6 +5,7 @@ from torch import Generator, Tensor
 from torch.testing import assert_close
 
 from afterfit.linalg import Dense, lsmr
+from afterfit.linalg.solvers import conjugate_gradients
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -7,7 +7,8 @@ import torch
 from torch import Generator, Tensor
 from torch.testing import assert_close
 
-from afterfit.linalg import Dense, Diagonal, LinearOperator, LowRank, conjugate_gradients, neumann
+from afterfit.linalg import Dense, Diagonal, LinearOperator, LowRank
+from afterfit.linalg.solvers import conjugate_gradients, neumann
 
 SIZE = 12
 

@@ -29,8 +29,8 @@ from afterfit import (
     relabel,
 )
 from afterfit.evaluate import Cut
-from afterfit.influence.baselines import loss_scores
 from afterfit.influence.classic import InfluenceFunction
+from afterfit.influence.simple import loss_scores
 from afterfit.influence.tracin import GradientDot
 from afterfit.problem import losses
 from afterfit.workflows import LabelAnalysis, prune_easy, soft_targets, verify

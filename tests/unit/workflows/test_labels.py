@@ -32,7 +32,7 @@ from afterfit import (
     run_labels,
     verify,
 )
-from afterfit.influence.baselines import loss_scores
+from afterfit.influence.simple import loss_scores
 from afterfit.influence.tracin import GradientDot
 from afterfit.workflows import LabelAnalysis, prune_easy, soft_targets
 

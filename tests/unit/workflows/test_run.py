@@ -36,7 +36,7 @@ from afterfit import (
 )
 from afterfit.evaluate import auc, average_precision
 from afterfit.influence import CovarianceInfluence
-from afterfit.influence.baselines import loss_scores
+from afterfit.influence.simple import loss_scores
 from afterfit.workflows import LabelRun
 
 FILES = {"scores.csv", "result.json", "run.toml", "report.html"}

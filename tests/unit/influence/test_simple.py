@@ -8,7 +8,7 @@ import torch
 from jaxtyping import TypeCheckError
 from torch import Generator, nn
 
-from afterfit.influence import baselines
+from afterfit.influence import simple
 from afterfit.problem import Batches, Bernoulli, Categorical, Gaussian, PerSample, Poisson, Problem
 
 REFUSED = (ValueError, TypeCheckError)  # shapes are caught earlier where annotations are checked
@@ -46,34 +46,34 @@ def entropy(*probabilities):
 
 
 def test_categorical_values_are_those_computed_by_hand():
-    assert close(baselines.loss_scores(*CLASSES), [math.log(2), math.log(10), math.log(3)])
-    assert close(baselines.margin_scores(*CLASSES), [-math.log(2), math.log(8), 0.0])
-    assert close(baselines.self_confidence_scores(*CLASSES), [0.5, 0.9, 2 / 3])
+    assert close(simple.loss_scores(*CLASSES), [math.log(2), math.log(10), math.log(3)])
+    assert close(simple.margin_scores(*CLASSES), [-math.log(2), math.log(8), 0.0])
+    assert close(simple.self_confidence_scores(*CLASSES), [0.5, 0.9, 2 / 3])
     assert close(
-        baselines.entropy_scores(*CLASSES),
+        simple.entropy_scores(*CLASSES),
         [entropy(0.5, 0.25, 0.25), entropy(0.1, 0.8, 0.1), math.log(3)],
     )
     norms = [math.sqrt(0.375), math.sqrt(0.01 + 0.64 + 0.81), math.sqrt(2 / 3)]
-    assert close(baselines.el2n_scores(*CLASSES), norms)
+    assert close(simple.el2n_scores(*CLASSES), norms)
 
 
 def test_bernoulli_values_are_those_computed_by_hand():
     odds = [max(-math.log(9), 0.0), max(math.log(4), -math.log(3))]
-    assert close(baselines.margin_scores(*SWITCHES), odds)
-    assert close(baselines.self_confidence_scores(*SWITCHES), [0.5, 0.8])
+    assert close(simple.margin_scores(*SWITCHES), odds)
+    assert close(simple.self_confidence_scores(*SWITCHES), [0.5, 0.8])
     expected = [entropy(0.9, 0.1, 0.5, 0.5), entropy(0.2, 0.8, 0.25, 0.75)]
-    assert close(baselines.entropy_scores(*SWITCHES), expected)
+    assert close(simple.entropy_scores(*SWITCHES), expected)
     norms = [math.sqrt(0.01 + 0.25), math.sqrt(0.64 + 0.0625)]
-    assert close(baselines.el2n_scores(*SWITCHES), norms)
+    assert close(simple.el2n_scores(*SWITCHES), norms)
     losses = [-math.log(0.9) - math.log(0.5), -math.log(0.2) - math.log(0.75)]
-    assert close(baselines.loss_scores(*SWITCHES), losses)
+    assert close(simple.loss_scores(*SWITCHES), losses)
 
 
 def test_one_bernoulli_output_takes_flat_targets():
     problem, data = reading(torch.logit(torch.tensor([[0.9], [0.2]])), torch.ones(2), Bernoulli())
 
-    assert close(baselines.self_confidence_scores(problem, data), [0.1, 0.8])
-    assert close(baselines.el2n_scores(problem, data), [0.1, 0.8])
+    assert close(simple.self_confidence_scores(problem, data), [0.1, 0.8])
+    assert close(simple.el2n_scores(problem, data), [0.1, 0.8])
 
 
 def test_confident_logits_keep_their_order():
@@ -83,10 +83,10 @@ def test_confident_logits_keep_their_order():
     data = Batches((logits, data.targets()))
 
     for score in (
-        baselines.self_confidence_scores,
-        baselines.margin_scores,
-        baselines.entropy_scores,
-        baselines.el2n_scores,
+        simple.self_confidence_scores,
+        simple.margin_scores,
+        simple.entropy_scores,
+        simple.el2n_scores,
     ):
         found = score(problem, data)
         assert found.argsort(descending=True).tolist() == [1, 2, 0]
@@ -96,12 +96,12 @@ def test_confident_logits_keep_their_order():
 @pytest.mark.parametrize(
     "score",
     [
-        baselines.loss_scores,
-        baselines.margin_scores,
-        baselines.entropy_scores,
-        baselines.self_confidence_scores,
-        baselines.el2n_scores,
-        baselines.gradient_norm_scores,
+        simple.loss_scores,
+        simple.margin_scores,
+        simple.entropy_scores,
+        simple.self_confidence_scores,
+        simple.el2n_scores,
+        simple.gradient_norm_scores,
     ],
 )
 def test_scores_are_finite_aligned_and_independent_of_the_batch_size(score):
@@ -120,10 +120,10 @@ def test_scores_are_finite_aligned_and_independent_of_the_batch_size(score):
 @pytest.mark.parametrize(
     "score",
     [
-        baselines.margin_scores,
-        baselines.entropy_scores,
-        baselines.self_confidence_scores,
-        baselines.el2n_scores,
+        simple.margin_scores,
+        simple.entropy_scores,
+        simple.self_confidence_scores,
+        simple.el2n_scores,
     ],
 )
 def test_likelihoods_without_label_probabilities_are_refused(score, likelihood):
@@ -131,7 +131,7 @@ def test_likelihoods_without_label_probabilities_are_refused(score, likelihood):
 
     with pytest.raises(TypeError, match=f"{type(likelihood).__name__} has none.*loss_scores"):
         score(problem, data)
-    assert baselines.loss_scores(problem, data).shape == (3,)
+    assert simple.loss_scores(problem, data).shape == (3,)
 
 
 def test_several_networks_are_averaged():
@@ -139,7 +139,7 @@ def test_several_networks_are_averaged():
     other = reading(torch.zeros(3, 3), torch.zeros(3), Categorical())[0]
     doubled = replace(other, forward=lambda params, x: 2 * other.forward(params, x))
 
-    for score in (baselines.el2n_scores, baselines.gradient_norm_scores):
+    for score in (simple.el2n_scores, simple.gradient_norm_scores):
         mean = (score(one, data) + score(doubled, data)) / 2
         assert torch.allclose(score([one, doubled], data), mean)
         with pytest.raises(ValueError, match="no networks"):
@@ -150,15 +150,15 @@ def test_gradient_norm_is_that_of_the_outer_product_of_residual_and_input():
     problem, data = CLASSES
 
     inputs = data.fetch(torch.arange(3)).inputs
-    expected = baselines.el2n_scores(problem, data) * inputs.norm(dim=1)
+    expected = simple.el2n_scores(problem, data) * inputs.norm(dim=1)
 
-    assert torch.allclose(baselines.gradient_norm_scores(problem, data), expected)
+    assert torch.allclose(simple.gradient_norm_scores(problem, data), expected)
 
 
 def test_nan_outputs_are_refused():
     problem, data = reading(torch.tensor([[0.0, torch.nan]]), torch.tensor([0]), Categorical())
 
-    for score in (baselines.margin_scores, baselines.entropy_scores, baselines.loss_scores):
+    for score in (simple.margin_scores, simple.entropy_scores, simple.loss_scores):
         with pytest.raises(ValueError, match="nan"):
             score(problem, data)
 
@@ -169,23 +169,23 @@ def test_nan_outputs_are_refused():
 def test_mean_loss_is_over_what_was_seen():
     table = torch.tensor([[1.0, 3.0], [torch.nan, 5.0]])
 
-    assert close(baselines.mean_loss_scores(table), [2.0, 5.0])
+    assert close(simple.mean_loss_scores(table), [2.0, 5.0])
     with pytest.raises(ValueError, match="train until all samples are seen"):
-        baselines.mean_loss_scores(torch.full((2, 2), torch.nan))
+        simple.mean_loss_scores(torch.full((2, 2), torch.nan))
     with pytest.raises(ValueError, match="inf"):
-        baselines.mean_loss_scores(torch.tensor([[1.0, torch.inf]]))
+        simple.mean_loss_scores(torch.tensor([[1.0, torch.inf]]))
     with pytest.raises(REFUSED):
-        baselines.mean_loss_scores(torch.ones(3))
+        simple.mean_loss_scores(torch.ones(3))
 
 
 def test_area_under_the_margin_is_negated():
     trace = torch.tensor([[1.0, -2.0], [3.0, 0.0]])
 
-    assert close(baselines.aum_scores(trace), [-2.0, 1.0])
+    assert close(simple.aum_scores(trace), [-2.0, 1.0])
     with pytest.raises(ValueError, match="nan"):
-        baselines.aum_scores(torch.tensor([[torch.nan]]))
+        simple.aum_scores(torch.tensor([[torch.nan]]))
     with pytest.raises(REFUSED):
-        baselines.aum_scores(torch.ones(0, 4))
+        simple.aum_scores(torch.ones(0, 4))
 
 
 def test_forgetting_counts_falls_and_puts_the_never_learned_first():
@@ -198,22 +198,22 @@ def test_forgetting_counts_falls_and_puts_the_never_learned_first():
         ]
     ).bool()
 
-    assert close(baselines.forgetting_scores(trace), [2.0, 3.0, 0.0, 0.0])
-    assert close(baselines.forgetting_scores(trace[:1]), [0.0, 1.0, 1.0, 0.0])
+    assert close(simple.forgetting_scores(trace), [2.0, 3.0, 0.0, 0.0])
+    assert close(simple.forgetting_scores(trace[:1]), [0.0, 1.0, 1.0, 0.0])
     with pytest.raises(REFUSED):
-        baselines.forgetting_scores(trace.float())
+        simple.forgetting_scores(trace.float())
     with pytest.raises(REFUSED):
-        baselines.forgetting_scores(trace[0])
+        simple.forgetting_scores(trace[0])
 
 
 def test_neighbors_leave_the_sample_itself_out():
     features = torch.tensor([[0.0], [0.1], [0.2], [10.0], [10.1], [10.2]])
     labels = torch.tensor([0, 0, 1, 1, 1, 1])
 
-    assert close(baselines.knn_scores(features, labels, 2), [0.5, 0.5, 1.0, 0.0, 0.0, 0.0])
+    assert close(simple.knn_scores(features, labels, 2), [0.5, 0.5, 1.0, 0.0, 0.0, 0.0])
     duplicated = torch.zeros(4, 2)
     alone = torch.tensor([0, 1, 1, 1])
-    assert float(baselines.knn_scores(duplicated, alone, 3)[0]) == 1
+    assert float(simple.knn_scores(duplicated, alone, 3)[0]) == 1
 
 
 def test_unusable_neighbors_are_refused():
@@ -221,12 +221,12 @@ def test_unusable_neighbors_are_refused():
 
     for num_neighbors in (0, 4):
         with pytest.raises(ValueError, match=f"num_neighbors is {num_neighbors}"):
-            baselines.knn_scores(features, labels, num_neighbors)
+            simple.knn_scores(features, labels, num_neighbors)
     with pytest.raises(ValueError, match="nan"):
-        baselines.knn_scores(features * torch.nan, labels, 1)
+        simple.knn_scores(features * torch.nan, labels, 1)
     for wrong in (labels[:3], labels.float(), labels[:, None]):
         with pytest.raises(REFUSED):
-            baselines.knn_scores(features, wrong, 1)
+            simple.knn_scores(features, wrong, 1)
 
 
 # Confident learning ------------------------------------------------------------------------------
@@ -236,8 +236,8 @@ LABELS = torch.tensor([0, 1, 1])
 
 
 def test_confident_learning_is_margin_and_self_confidence_of_held_out_probabilities():
-    margins = baselines.confident_learning_scores(PROBABILITIES, LABELS)
-    confidence = baselines.held_out_confidence_scores(PROBABILITIES, LABELS)
+    margins = simple.confident_learning_scores(PROBABILITIES, LABELS)
+    confidence = simple.held_out_confidence_scores(PROBABILITIES, LABELS)
 
     assert close(margins, [0.25, 0.85, 0.55])
     assert close(confidence, [0.3, 0.9, 0.7])
@@ -254,18 +254,18 @@ def test_confident_learning_agrees_with_cleanlab():
     margin = rank.get_normalized_margin_for_each_label(*pair)
     confidence = rank.get_self_confidence_for_each_label(*pair)
 
-    assert close(1 - baselines.confident_learning_scores(probabilities, labels), margin)
-    assert close(1 - baselines.held_out_confidence_scores(probabilities, labels), confidence)
+    assert close(1 - simple.confident_learning_scores(probabilities, labels), margin)
+    assert close(1 - simple.held_out_confidence_scores(probabilities, labels), confidence)
 
 
 def test_what_is_no_probability_is_refused():
     for wrong in (PROBABILITIES.log(), 2 * PROBABILITIES, PROBABILITIES * torch.nan):
         with pytest.raises(ValueError, match="expected probabilities"):
-            baselines.confident_learning_scores(wrong, LABELS)
+            simple.confident_learning_scores(wrong, LABELS)
     with pytest.raises(ValueError, match="labels range from 0 to 3, expected 0 to 2"):
-        baselines.confident_learning_scores(PROBABILITIES, torch.tensor([0, 1, 3]))
+        simple.confident_learning_scores(PROBABILITIES, torch.tensor([0, 1, 3]))
     with pytest.raises(REFUSED):
-        baselines.confident_learning_scores(PROBABILITIES, LABELS[:2])
+        simple.confident_learning_scores(PROBABILITIES, LABELS[:2])
 
 
 def folds_seen(num_folds, seed=0, num=11):
@@ -285,7 +285,7 @@ def folds_seen(num_folds, seed=0, num=11):
 
     data = Batches((torch.arange(num)[:, None].float(), torch.arange(num) // 8), batch_size=3)
     generator = Generator().manual_seed(seed)
-    found = baselines.cross_validated_probabilities(train_network, data, num_folds, generator)
+    found = simple.cross_validated_probabilities(train_network, data, num_folds, generator)
     return parts, found
 
 
@@ -316,4 +316,4 @@ def test_unusable_folds_are_refused():
             folds_seen(num_folds)
     problem, data = reading(torch.ones(4, 1), torch.ones(4), Gaussian())
     with pytest.raises(TypeError, match="Gaussian has none"):
-        baselines.cross_validated_probabilities(lambda _: problem, data, 2, Generator())
+        simple.cross_validated_probabilities(lambda _: problem, data, 2, Generator())
