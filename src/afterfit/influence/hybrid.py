@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from afterfit.curvature import Inverse
-from afterfit.curvature.factored import Factored
+from afterfit.curvature import FactoredInverse, Inverse
 from afterfit.influence.base import Influence, require_finite
 from afterfit.influence.covariance import Scores
 from afterfit.problem.data import Batches
@@ -18,6 +17,7 @@ from afterfit.problem.persample import GIBIBYTE, flatten, gradients, unflatten
 from afterfit.problem.problem import Problem
 
 
+@runtime_checkable
 class LinearInfluence(Protocol):
     """Influence ``g_qᵀ inverse g_n``, which holds its inverse curvature."""
 
@@ -221,6 +221,7 @@ class SmoothedInfluence(Influence):
         return replace(self.problem, params=unflatten(point, self.problem.params))
 
 
+@runtime_checkable
 class _Side(Protocol):
     def __call__(self, inverse: Inverse, rows: Float[Tensor, "B P"]) -> Float[Tensor, "B R"]: ...
 
@@ -239,7 +240,7 @@ def _right(inverse: Inverse, rows: Float[Tensor, "B P"]) -> Float[Tensor, "B P"]
 
 @_left.register
 @_right.register
-def _(inverse: Factored, rows: Float[Tensor, "B P"]) -> Float[Tensor, "B R"]:
+def _(inverse: FactoredInverse, rows: Float[Tensor, "B P"]) -> Float[Tensor, "B R"]:
     return inverse.whiten(rows).to(rows.dtype)
 
 
@@ -251,6 +252,7 @@ def _rowwise(left: Float[Tensor, "A R"], right: Float[Tensor, "A R"]) -> Float[T
     return (left * right).sum(1)
 
 
+@runtime_checkable
 class _Product(Protocol):
     def __call__(self, left: Tensor, right: Tensor) -> Tensor: ...
 
