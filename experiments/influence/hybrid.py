@@ -7,14 +7,16 @@ all 300 queries.
 
     python experiments/influence/hybrid.py truth mlp --data DATA --cache CACHE   # 300 retrainings
     python experiments/influence/hybrid.py scores mlp --data DATA --cache CACHE  # results/hybrid-mlp-….csv
+    python experiments/influence/hybrid.py pilot mlp --data DATA --cache CACHE
     python experiments/influence/hybrid.py table                                 # the tables of HYBRID.md
 """
 
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import torch
@@ -22,7 +24,7 @@ from settings import SETTINGS, Setting, query_losses, trained
 from torch import Generator, Tensor
 
 from afterfit import Batches, Categorical, Problem
-from afterfit.curvature import Curvature, ekfac, ggn
+from afterfit.curvature import Curvature, Inverse, ekfac, ggn
 from afterfit.evaluate import (
     Retrainings,
     drawn_subsets,
@@ -31,16 +33,16 @@ from afterfit.evaluate import (
     linear_datamodeling_score,
     truth_ceiling,
 )
-from afterfit.influence.classic import InfluenceFunction
+from afterfit.influence.classic import InfluenceFunction, influence_by
 from afterfit.influence.covariance import covariance, cross_influence, secant
-from afterfit.influence.hybrid import HybridInfluence
+from afterfit.influence.hybrid import HybridInfluence, SmoothedInfluence
 from afterfit.influence.table import member_losses
 from afterfit.problem.ensemble import Member
-from afterfit.problem.persample import flatten, unflatten
+from afterfit.problem.persample import flatten, gradients, losses, unflatten
 
 RESULTS = Path(__file__).parent / "results"
 SUBSETS, SEEDS, RESAMPLES = 100, (1000, 1001, 1002), 300
-DAMPINGS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+DAMPINGS = (1e-2, 3e-2, 1e-1)
 SCALES = (0.5, 1.0, 2.0)
 PAIRS = 8
 CURVATURES: dict[str, Curvature] = {"ggn": ggn, "ekfac": ekfac}
@@ -101,20 +103,29 @@ def case_of(setting: Setting, cache: Path, seed: int) -> Case:
     )
 
 
-def secant_scores(case: Case, damping: float, curvature: Curvature) -> Tensor:
-    """Covariance of the losses themselves over as many points as the hybrid visits."""
-    method = HybridInfluence(InfluenceFunction(damping, curvature), pairs=PAIRS)
-    moves = method.fit(case.problem, case.train).moves
-    at = flatten(case.problem.params)
-    points = [
-        unflatten(at + sign * move, case.problem.params) for move in moves for sign in (1, -1)
-    ]
+@dataclass(frozen=True)
+class Prepared:
+    """A parent whose inverse is made once for all scales; its time is counted for each."""
+
+    inverse: Inverse
+
+    def prepare(self, problem: Problem, train: Batches) -> Inverse:  # noqa: ARG002
+        return self.inverse
+
+
+def secant_scores(case: Case, found: SmoothedInfluence) -> Tensor:
+    """Covariance of the losses themselves over the points that the hybrid visits."""
+    at, like = flatten(case.problem.params), case.problem.params
+    points = [unflatten(at + sign * move, like) for move in found.moves for sign in (1, -1)]
     members = [Member(point, 0, k) for k, point in enumerate(points)]
-    tables = [member_losses(case.problem, data, members) for data in (case.query, case.train)]
-    return cross_influence(*tables, secant, covariance)
+    asked, own = (member_losses(case.problem, data, members) for data in (case.query, case.train))
+    return cross_influence(asked, own, secant, covariance)
 
 
-def timed(compute: Callable[[], Tensor]) -> tuple[Tensor, float]:
+Found = TypeVar("Found")
+
+
+def timed(compute: Callable[[], Found]) -> tuple[Found, float]:
     """What is computed, and its CPU seconds."""
     start = time.process_time()
     found = compute()
@@ -131,17 +142,19 @@ def scored(case: Case, name: str, curvature: Curvature, seed: int) -> list[dict[
             found[method, scale] = (value, damping, seconds, scores)
 
     for damping in DAMPINGS:
-        parent = InfluenceFunction(damping, curvature)
-        scores, seconds = timed(lambda p=parent: p.fit(case.problem, case.train).scores(case.query))
-        consider("parent", 0.0, damping, scores, seconds)
+        start = time.process_time()
+        inverse = InfluenceFunction(damping, curvature).prepare(case.problem, case.train)
+        prepared = time.process_time() - start
+        linear = influence_by(inverse, case.problem, case.train)
+        scores, seconds = timed(lambda f=linear: f.scores(case.query))
+        consider("parent", 0.0, damping, scores, prepared + seconds)
         for scale in SCALES:
-            hybrid = HybridInfluence(parent, pairs=PAIRS, scale=scale)
-            scores, seconds = timed(
-                lambda h=hybrid: h.fit(case.problem, case.train).scores(case.query)
-            )
-            consider("hybrid", scale, damping, scores, seconds)
-        scores, seconds = timed(lambda d=damping: secant_scores(case, d, curvature))
-        consider("secant covariance", 1.0, damping, scores, seconds)
+            hybrid = HybridInfluence(Prepared(inverse), pairs=PAIRS, scale=scale)
+            fitted, drawn = timed(lambda h=hybrid: h.fit(case.problem, case.train))
+            scores, seconds = timed(lambda f=fitted: f.scores(case.query))
+            consider("hybrid", scale, damping, scores, prepared + drawn + seconds)
+            scores, seconds = timed(lambda f=fitted: secant_scores(case, f))
+            consider("secant covariance", scale, damping, scores, prepared + drawn + seconds)
 
     base, rows = found["parent", 0.0][3], []
     for (method, scale), (value, damping, seconds, scores) in found.items():
@@ -160,6 +173,52 @@ def scored(case: Case, name: str, curvature: Curvature, seed: int) -> list[dict[
         )  # fmt: skip
         print(rows[-1], flush=True)
     return rows
+
+
+def odd_part_scores(case: Case, found: SmoothedInfluence) -> Tensor:
+    """The pilot: exact linear scores, and the covariance of odd moves less that of tangents."""
+    at, like, size = flatten(case.problem.params), case.problem.params, case.train.num_samples
+    sides = []
+    for data in (case.query, case.train):
+        ends = [
+            torch.stack(
+                [losses(case.problem, data, unflatten(at + s * m, like)) for m in found.moves]
+            )
+            for s in (1, -1)
+        ]
+        rows = torch.cat([rows for _, rows in gradients(case.problem, data)])
+        sides.append(((ends[0] - ends[1]) / 2, found.moves @ rows.mT))
+    (odd_q, tangent_q), (odd_n, tangent_n) = sides
+    noise = (odd_q.mT @ odd_n - tangent_q.mT @ tangent_n) * size / len(found.moves)
+    return found.parent_scores(case.query) + noise
+
+
+def pilot(case: Case, damping: float) -> None:
+    """Print what losses and gradients give at the same few draws, of both laws."""
+    problem, train, num = case.problem, case.train, case.train.num_samples
+    inverse = InfluenceFunction(damping).prepare(problem, train)
+    halves = HybridInfluence(Prepared(inverse), pairs=PAIRS).fit(problem, train)
+    matrix = ggn(problem, train).to_dense().double() / num
+    matrix.diagonal().add_(damping)
+    noise = torch.randn(
+        problem.num_params, PAIRS, generator=Generator().manual_seed(0), dtype=torch.float64
+    )
+    factor = torch.linalg.cholesky(matrix)
+    drawn = torch.linalg.solve_triangular(factor.mT, noise, upper=True).mT / num**0.5
+    laws = {"halves": halves, "Laplace": replace(halves, moves=drawn.to(problem.dtype))}
+    for law, whole in laws.items():
+        for scale in (0.1, 0.3, 1.0, 2.0):
+            found = replace(whole, moves=scale * whole.moves)
+            linear = found.parent_scores(case.query)
+            odd = linear + (odd_part_scores(case, found) - linear) / scale**2
+            shown = {
+                "averaged gradients": found.scores(case.query),
+                "odd part, control variate": odd,
+                "secant covariance": secant_scores(case, found),
+            }
+            print(
+                law, scale, {n: round(case.chosen_by(s), 4) for n, s in shown.items()}, flush=True
+            )
 
 
 def table() -> None:
@@ -195,8 +254,8 @@ def table() -> None:
 
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=["truth", "scores", "table"])
+    parser = argparse.ArgumentParser(description="Influence with averaged gradients")
+    parser.add_argument("task", choices=["truth", "scores", "pilot", "table"])
     parser.add_argument("setting", nargs="?", choices=list(SETTINGS))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--cache", type=Path)
@@ -211,6 +270,8 @@ def main() -> None:
         return make_truth(setting, asked.cache / f"{setting.name}.pt")
     case = case_of(setting, asked.cache, asked.network)
     print(setting.name, truth_ceiling(case.test))
+    if asked.task == "pilot":
+        return pilot(case, damping=0.01)
     rows = scored(case, setting.name, CURVATURES[asked.curvature], asked.network)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"hybrid-{setting.name}-{asked.curvature}-{asked.network}.csv"

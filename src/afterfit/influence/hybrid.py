@@ -18,21 +18,11 @@ from afterfit.problem.problem import Problem
 
 
 @runtime_checkable
-class LinearInfluence(Protocol):
-    """Influence ``g_qᵀ inverse g_n``, which holds its inverse curvature."""
-
-    @property
-    def inverse(self) -> Inverse:
-        """What the gradients are multiplied with."""
-        ...
-
-
-@runtime_checkable
 class LinearMethod(Protocol):
-    """A linear method, such as :class:`~afterfit.influence.InfluenceFunction`."""
+    """A linear method: `InfluenceFunction` with any curvature and solver, or one of yours."""
 
-    def fit(self, problem: Problem, train: Batches) -> LinearInfluence:
-        """Prepare the inverse curvature."""
+    def prepare(self, problem: Problem, train: Batches) -> Inverse:
+        """Inverse of the damped mean curvature."""
         ...
 
 
@@ -98,7 +88,7 @@ class HybridInfluence:
 
     def fit(self, problem: Problem, train: Batches) -> "SmoothedInfluence":
         """Fit the parent, and draw: one gradient of every training sample, one solve a pair."""
-        inverse = self.parent.fit(problem, train).inverse
+        inverse = self.parent.prepare(problem, train)
         generator = Generator().manual_seed(self.seed)
         signs = 2.0 * torch.randint(2, (self.pairs, train.num_samples), generator=generator) - 1
         moves = self.scale * half_moves(problem, train, inverse, signs, self.memory_budget)
@@ -165,28 +155,24 @@ class SmoothedInfluence(Influence):
 
     def self_influence(self) -> Scores:
         """Self-influence with its standard error; one reliability for all samples."""
-        parts = [
-            (index, _Compared.of(left, right, _rowwise))
-            for (index, left), (_, right) in zip(
-                self._stacked(self.train, _left), self._right_sides(), strict=True
-            )
-        ]
-        order = torch.cat([index for index, _ in parts]).argsort()
-        whole = _Compared(*(torch.cat([getattr(p, f) for _, p in parts])[order] for f in _FIELDS))
-        trust = whole.pooled_trust()
-        value = whole.linear + trust * whole.correction
-        return Scores(value.clamp_min(0), trust * whole.stderr)
+        like = next(iter(self.problem.params.values()))
+        whole = like.new_empty(_NUM_PARTS, self.train.num_samples)
+        sides = zip(self._stacked(self.train, _left), self._right_sides(), strict=True)
+        for (index, left), (_, right) in sides:
+            whole[:, index] = _compared(left, right, _rowwise).to(like)
+        found = _Compared(whole)
+        trust = found.pooled_trust()
+        value = found.linear + trust * found.correction
+        return Scores(value.clamp_min(0), trust * found.stderr)
 
     def _unshrunk(self, query: Batches) -> "_Compared":
-        shape = (query.num_samples, self.train.num_samples)
         like = next(iter(self.problem.params.values()))
-        whole = _Compared(*(like.new_empty(shape) for _ in _FIELDS))
+        whole = like.new_empty(_NUM_PARTS, query.num_samples, self.train.num_samples)
         for rows, left in self._stacked(query, _left):
             for columns, right in self._right_sides():
-                block = _Compared.of(left, right, _all_pairs)
-                for name in _FIELDS:
-                    getattr(whole, name)[rows[:, None], columns] = getattr(block, name).to(like)
-        return whole
+                block = _compared(left, right, _all_pairs).to(like)
+                whole[:, rows[:, None], columns] = block
+        return _Compared(whole)
 
     def _right_sides(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self._kept is None:
@@ -257,7 +243,24 @@ class _Product(Protocol):
     def __call__(self, left: Tensor, right: Tensor) -> Tensor: ...
 
 
-_FIELDS = ("linear", "correction", "first", "second", "stderr")
+_NUM_PARTS = 5
+
+
+def _compared(
+    left: Float[Tensor, "K A R"], right: Float[Tensor, "K B R"], product: _Product
+) -> Float[Tensor, "5 ..."]:
+    """Stack what `_Compared` names: gradients at the network first, then those of M pairs."""
+    linear = product(left[0], right[0])
+    here, there = left[1:], right[1:]
+    asked, own = here.mean(0), there.mean(0)
+    first, second = (product(here[k::2].mean(0), there[k::2].mean(0)) - linear for k in range(2))
+
+    # Each pair's part in the whole, to first order: what leaving it out would change.
+    total, num = torch.zeros_like(linear), len(here)
+    for a, b in zip(here, there, strict=True):
+        total += (product(a - asked, own) + product(asked, b - own)).square()
+    stderr = (total / (num * (num - 1))).sqrt()
+    return torch.stack([linear, product(asked, own) - linear, first, second, stderr])
 
 
 @final
@@ -265,45 +268,36 @@ _FIELDS = ("linear", "correction", "first", "second", "stderr")
 class _Compared:
     """Scores of the parent, what averaging adds to them, and how sure that is.
 
-    Attributes
-    ----------
-    linear, correction
-        The parent's scores, and those of the averaged gradients less the parent's.
-    first, second
-        The correction from every other pair, and from the rest.
-    stderr
-        Of the correction, by leaving the pairs out to first order.
+    The parts are the parent's scores, the correction to those of the averaged gradients, the
+    correction from every other pair and from the rest, and the standard error of the correction.
     """
 
-    linear: Tensor
-    correction: Tensor
-    first: Tensor
-    second: Tensor
-    stderr: Tensor
+    parts: Float[Tensor, "5 ..."]
 
-    @classmethod
-    def of(
-        cls, left: Float[Tensor, "K A R"], right: Float[Tensor, "K B R"], product: _Product
-    ) -> "_Compared":
-        linear = product(left[0], right[0])
-        here, there = left[1:], right[1:]
-        asked, own = here.mean(0), there.mean(0)
-        spread = [
-            product(a - asked, own) + product(asked, b - own)
-            for a, b in zip(here, there, strict=True)
-        ]
-        num = len(here)
-        variance = torch.stack(spread).square().sum(0) / (num * (num - 1))
-        halves = [product(here[k::2].mean(0), there[k::2].mean(0)) - linear for k in range(2)]
-        return cls(linear, product(asked, own) - linear, *halves, variance.sqrt())
+    @property
+    def linear(self) -> Tensor:
+        return self.parts[0]
+
+    @property
+    def correction(self) -> Tensor:
+        return self.parts[1]
+
+    @property
+    def halves(self) -> tuple[Tensor, Tensor]:
+        return self.parts[2], self.parts[3]
+
+    @property
+    def stderr(self) -> Tensor:
+        return self.parts[4]
 
     def trust(self) -> Float[Tensor, " Q"]:
         """Reliability of the correction of each row (Spearman and Brown, about zero)."""
-        return _reliability(self.first, self.second)
+        return _reliability(*self.halves)
 
     def pooled_trust(self) -> Float[Tensor, " 1"]:
         """Reliability of the correction of all together."""
-        return _reliability(self.first.flatten()[None], self.second.flatten()[None])
+        first, second = self.halves
+        return _reliability(first.flatten()[None], second.flatten()[None])
 
 
 def _reliability(first: Float[Tensor, "Q N"], second: Float[Tensor, "Q N"]) -> Float[Tensor, " Q"]:

@@ -127,7 +127,7 @@ def test_a_draw_is_the_derivative_of_retraining_with_other_weights():
     ones = torch.ones(num, dtype=torch.float64)
     signs = 2 * torch.randint(2, (num,), generator=generator).double() - 1
     trained = replace(case.problem, params=unflatten(minimum(ones), case.problem.params))
-    inverse = InfluenceFunction(DAMPING).fit(trained, case.data).inverse
+    inverse = PARENT.prepare(trained, case.data)
 
     found = half_moves(trained, case.data, inverse, signs[None])[0]
 
