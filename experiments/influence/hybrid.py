@@ -13,7 +13,7 @@ all 300 queries.
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -132,7 +132,9 @@ def timed(compute: Callable[[], Found]) -> tuple[Found, float]:
     return found, time.process_time() - start
 
 
-def scored(case: Case, name: str, curvature: Curvature, seed: int) -> list[dict[str, object]]:
+def scored(
+    case: Case, name: str, curvature: Curvature, seed: int, dampings: Sequence[float]
+) -> list[dict[str, object]]:
     """Scores with every damping and scale, and the chosen ones against their parent on the test."""
     found: dict[tuple[str, float], tuple[float, float, float, Tensor]] = {}
 
@@ -141,7 +143,7 @@ def scored(case: Case, name: str, curvature: Curvature, seed: int) -> list[dict[
         if value > found.get((method, scale), (-1.0, 0.0, 0.0, scores))[0]:
             found[method, scale] = (value, damping, seconds, scores)
 
-    for damping in DAMPINGS:
+    for damping in dampings:
         start = time.process_time()
         inverse = InfluenceFunction(damping, curvature).prepare(case.problem, case.train)
         prepared = time.process_time() - start
@@ -261,6 +263,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--network", type=int, default=0, help="seed of the network explained")
     parser.add_argument("--curvature", choices=list(CURVATURES), default="ggn")
+    parser.add_argument("--dampings", type=float, nargs="+", default=DAMPINGS)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.task == "table":
@@ -272,7 +275,7 @@ def main() -> None:
     print(setting.name, truth_ceiling(case.test))
     if asked.task == "pilot":
         return pilot(case, damping=0.01)
-    rows = scored(case, setting.name, CURVATURES[asked.curvature], asked.network)
+    rows = scored(case, setting.name, CURVATURES[asked.curvature], asked.network, asked.dampings)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"hybrid-{setting.name}-{asked.curvature}-{asked.network}.csv"
     pd.DataFrame(rows).assign(curvature=asked.curvature).to_csv(path, index=False)
