@@ -13,7 +13,7 @@ all 300 queries.
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -132,10 +132,9 @@ def timed(compute: Callable[[], Found]) -> tuple[Found, float]:
     return found, time.process_time() - start
 
 
-def scored(
-    case: Case, name: str, curvature: Curvature, seed: int, dampings: Sequence[float]
-) -> list[dict[str, object]]:
+def scored(case: Case, asked: argparse.Namespace) -> list[dict[str, object]]:
     """Scores with every damping and scale, and the chosen ones against their parent on the test."""
+    curvature = CURVATURES[asked.curvature]
     found: dict[tuple[str, float], tuple[float, float, float, Tensor]] = {}
 
     def consider(method: str, scale: float, damping: float, scores: Tensor, seconds: float) -> None:
@@ -143,15 +142,15 @@ def scored(
         if value > found.get((method, scale), (-1.0, 0.0, 0.0, scores))[0]:
             found[method, scale] = (value, damping, seconds, scores)
 
-    for damping in dampings:
+    for damping in asked.dampings:
         start = time.process_time()
         inverse = InfluenceFunction(damping, curvature).prepare(case.problem, case.train)
         prepared = time.process_time() - start
         linear = influence_by(inverse, case.problem, case.train)
         scores, seconds = timed(lambda f=linear: f.scores(case.query))
         consider("parent", 0.0, damping, scores, prepared + seconds)
-        for scale in SCALES:
-            hybrid = HybridInfluence(Prepared(inverse), pairs=PAIRS, scale=scale)
+        for scale in asked.scales:
+            hybrid = HybridInfluence(Prepared(inverse), pairs=asked.pairs, scale=scale)
             fitted, drawn = timed(lambda h=hybrid: h.fit(case.problem, case.train))
             scores, seconds = timed(lambda f=fitted: f.scores(case.query))
             consider("hybrid", scale, damping, scores, prepared + drawn + seconds)
@@ -167,7 +166,8 @@ def scored(
         )
         rows.append(
             {
-                "setting": name, "network": seed, "method": method, "scale": scale,
+                "setting": asked.setting, "network": asked.network, "method": method,
+                "pairs": asked.pairs, "scale": scale,
                 "damping": damping, "validation": value, "test": whole.value, "low": whole.low,
                 "high": whole.high, "gain": more.value, "gain_low": more.low,
                 "gain_high": more.high, "seconds": seconds,
@@ -225,7 +225,7 @@ def pilot(case: Case, damping: float) -> None:
 
 def table() -> None:
     """Print the tables: the gain over the parent by scale, and the scale that the others choose."""
-    read = pd.concat([pd.read_csv(path) for path in sorted(RESULTS.glob("hybrid-*.csv"))])
+    read = pd.concat([pd.read_csv(path) for path in sorted(RESULTS.glob("hybrid-*-8.csv"))])
     names = ["curvature", "setting", "network"]
     for curvature, part in read.groupby("curvature"):
         hybrid = part[part.method == "hybrid"]
@@ -263,6 +263,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--network", type=int, default=0, help="seed of the network explained")
     parser.add_argument("--curvature", choices=list(CURVATURES), default="ggn")
+    parser.add_argument("--pairs", type=int, default=PAIRS)
+    parser.add_argument("--scales", type=float, nargs="+", default=SCALES)
     parser.add_argument("--dampings", type=float, nargs="+", default=DAMPINGS)
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -275,9 +277,9 @@ def main() -> None:
     print(setting.name, truth_ceiling(case.test))
     if asked.task == "pilot":
         return pilot(case, damping=0.01)
-    rows = scored(case, setting.name, CURVATURES[asked.curvature], asked.network, asked.dampings)
+    rows = scored(case, asked)
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"hybrid-{setting.name}-{asked.curvature}-{asked.network}.csv"
+    path = RESULTS / f"hybrid-{setting.name}-{asked.curvature}-{asked.network}-{asked.pairs}.csv"
     pd.DataFrame(rows).assign(curvature=asked.curvature).to_csv(path, index=False)
     return None
 
