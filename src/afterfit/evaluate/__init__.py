@@ -42,6 +42,16 @@ from afterfit.evaluate.separation import (
     otsu,
     two_component_mixture,
 )
+from afterfit.evaluate.subsets import (
+    Ceiling,
+    Retrainings,
+    drawn_subsets,
+    linear_datamodeling_difference,
+    linear_datamodeling_interval,
+    linear_datamodeling_score,
+    subset_effects,
+    truth_ceiling,
+)
 from afterfit.evaluate.threshold import (
     Cut,
     budget_cut,
@@ -51,6 +61,7 @@ from afterfit.evaluate.threshold import (
 )
 
 __all__ = [
+    "Ceiling",
     "Correlation",
     "Cut",
     "Dip",
@@ -61,6 +72,7 @@ __all__ = [
     "Otsu",
     "PlantedFit",
     "Reliability",
+    "Retrainings",
     "accuracy",
     "auc",
     "average_precision",
@@ -71,6 +83,7 @@ __all__ = [
     "budget_cut",
     "crps",
     "dip",
+    "drawn_subsets",
     "expected_calibration_error",
     "expected_false_discovery_cut",
     "false_positive_rate",
@@ -82,6 +95,9 @@ __all__ = [
     "interval_coverage",
     "kendall",
     "kendall_interval",
+    "linear_datamodeling_difference",
+    "linear_datamodeling_interval",
+    "linear_datamodeling_score",
     "maximum_calibration_error",
     "negative_log_likelihood",
     "otsu",
@@ -90,5 +106,7 @@ __all__ = [
     "probability_cut",
     "recall_at",
     "reliability",
+    "subset_effects",
+    "truth_ceiling",
     "two_component_mixture",
 ]

@@ -15,6 +15,7 @@ from afterfit.influence.covariance import (
 from afterfit.influence.ekfac import EKFACInfluence, LayerInfluence
 from afterfit.influence.evidence import LabelEvidence, Share
 from afterfit.influence.gex import GEX, published, quiet, to_stderr
+from afterfit.influence.hybrid import HybridInfluence, SmoothedInfluence
 from afterfit.influence.loss_covariance import CovarianceInfluence, LossCovariance
 from afterfit.influence.table import member_losses, seen_losses, tangents
 from afterfit.influence.trace import TrainingTrace
@@ -25,6 +26,7 @@ __all__ = [
     "ArnoldiInfluence",
     "CovarianceInfluence",
     "EKFACInfluence",
+    "HybridInfluence",
     "InfluenceFunction",
     "LabelEvidence",
     "LayerInfluence",
@@ -32,6 +34,7 @@ __all__ = [
     "LossTable",
     "Scores",
     "Share",
+    "SmoothedInfluence",
     "SolvedInfluence",
     "TrainingTrace",
     "Unlearning",

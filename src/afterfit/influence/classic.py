@@ -80,9 +80,12 @@ class InfluenceFunction:
         ValueError
             If the damped curvature is not positive definite, or is too large to be dense.
         """
+        return influence_by(self.prepare(problem, train), problem, train, self.memory_budget)
+
+    def prepare(self, problem: Problem, train: Batches) -> Inverse:
+        """Compute the curvature and give its inverse alone."""
         operator = self.curvature(problem, train)
-        prepared = inverse(operator, self.damping, self.solver, train.num_samples)
-        return influence_by(prepared, problem, train, self.memory_budget)
+        return inverse(operator, self.damping, self.solver, train.num_samples)
 
 
 @singledispatch
