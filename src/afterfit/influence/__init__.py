@@ -1,5 +1,7 @@
 """Influence of samples: by covariance of losses, by gradients, and simple scores beside them."""
 
+from afterfit.influence import simple
+from afterfit.influence.base import Influence, InfluenceMethod
 from afterfit.influence.covariance import (
     LossTable,
     Scores,
@@ -10,26 +12,48 @@ from afterfit.influence.covariance import (
     secant,
     second_moment,
 )
+from afterfit.influence.datainf import DataInf
 from afterfit.influence.evidence import LabelEvidence, Share
 from afterfit.influence.gex import GEX, published, quiet, to_stderr
 from afterfit.influence.loss_covariance import CovarianceInfluence, LossCovariance
+from afterfit.influence.neighbors import NearestNeighborShapley
+from afterfit.influence.projected import RandomProjection
+from afterfit.influence.relative import RelatIF
+from afterfit.influence.representer import RepresenterPoints
+from afterfit.influence.stored import StoredInfluence, load_features, store_features
 from afterfit.influence.table import member_losses, seen_losses, tangents
+from afterfit.influence.tokens import token_scores
 from afterfit.influence.trace import TrainingTrace
+from afterfit.influence.tracin import GradientCosine, GradientDot, TracIn
+from afterfit.influence.trak import TRAK
 from afterfit.influence.unlearning import Unlearning
 
 __all__ = [
     "GEX",
+    "TRAK",
     "CovarianceInfluence",
+    "DataInf",
+    "GradientCosine",
+    "GradientDot",
+    "Influence",
+    "InfluenceMethod",
     "LabelEvidence",
     "LossCovariance",
     "LossTable",
+    "NearestNeighborShapley",
+    "RandomProjection",
+    "RelatIF",
+    "RepresenterPoints",
     "Scores",
     "Share",
+    "StoredInfluence",
+    "TracIn",
     "TrainingTrace",
     "Unlearning",
     "covariance",
     "floored_secant",
     "level",
+    "load_features",
     "mean_move",
     "member_losses",
     "published",
@@ -37,6 +61,9 @@ __all__ = [
     "secant",
     "second_moment",
     "seen_losses",
+    "simple",
+    "store_features",
     "tangents",
     "to_stderr",
+    "token_scores",
 ]
