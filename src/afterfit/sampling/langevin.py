@@ -23,8 +23,8 @@ class Langevin:
     ``L`` is the mean loss. A step is
     ``θ ← θ - ε/2 [β N ∇L_B(θ) + γ (θ - θ̂)] + √ε ξ`` with the gradient of a batch B in evaluation
     mode. The covariance of losses over these draws is the Bayesian influence function, up to its
-    sign: ``LossCovariance(Langevin(...), cross_moment=covariance)``. Where the loss is quadratic and
-    ε small, draws have the covariance ``(β N H + γ)⁻¹``.
+    sign: ``LossCovariance(Langevin(...), cross_moment=covariance)``. Where the loss is quadratic
+    and ε small, draws have the covariance ``(β N H + γ)⁻¹``.
 
     Parameters
     ----------

@@ -178,7 +178,7 @@ def test_a_sample_without_a_gradient_is_refused_where_its_length_divides():
         RelatIF(GradientDot()).fit(fitted, data)
 
 
-@pytest.mark.parametrize("case", (CASES[0], make_case("mlp", "gaussian")), ids=name_of)
+@pytest.mark.parametrize("case", [CASES[0], make_case("mlp", "gaussian")], ids=name_of)
 def test_representer_values_sum_to_the_output(case: Case):
     decay = 0.01
     found = RepresenterPoints("3.*", decay).fit(case.problem, case.data)
