@@ -21,7 +21,7 @@ DATA = Batches((X, Y[:, None]))
 PROBLEM = Problem.from_module(nn.Linear(2, 1, bias=False).double(), Gaussian())
 PROBLEM = replace(PROBLEM, params={"weight": truth.ridge(X, Y, 0.0)[None]})
 SGLD = Langevin(
-    0.02, inverse_temperature=NUM, localization=3.0, draws=60, chains=8, burn_in=30, thinning=3
+    0.02, inverse_temperature=NUM, localization=3.0, draws=40, chains=6, burn_in=20, thinning=2
 )
 
 
@@ -36,10 +36,10 @@ def test_draws_have_the_covariance_of_the_local_posterior():
     curvature = X.T @ X + 3.0 * torch.eye(2, dtype=torch.float64)
     step = torch.eye(2, dtype=torch.float64) - SGLD.step / 4 * curvature
     expected = torch.linalg.inv(curvature @ step)  # of the walk itself, with its finite step
-    assert found.shape == (480, 2)
-    chains = found.view(8, 60, 2) - flatten(PROBLEM.params)
-    each = torch.einsum("cdi,cdj->cij", chains, chains) / 60
-    error = each.std(0) / 8**0.5
+    assert found.shape == (240, 2)
+    chains = found.view(6, 40, 2) - flatten(PROBLEM.params)
+    each = torch.einsum("cdi,cdj->cij", chains, chains) / 40
+    error = each.std(0) / 6**0.5
     assert bool(((each.mean(0) - expected).abs() < 5 * error).all())
 
 
