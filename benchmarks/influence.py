@@ -302,6 +302,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--tasks", nargs="+", default=["tracin", "datainf"])
     parser.add_argument("--peers")
+    parser.add_argument("--rows", nargs="+", help="only these libraries beside ours")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds of one row")
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -320,7 +321,8 @@ def show(options: argparse.Namespace, size: str, task: str, which: str) -> None:
     print(f"  {'':26}{'cold s':>9}{'ratio':>8}{'warm s':>9}{'ratio':>8}{'MB':>7}  agrees")
     ours: dict = {}
     for found_task, row in ROWS:
-        if found_task != task:
+        left_out = options.rows and row != "ours" and row not in options.rows
+        if found_task != task or left_out:
             continue
         result = in_its_own_process(options, task, row, size, which)
         if "error" in result:

@@ -161,18 +161,25 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    rows = [row for seed in range(options.seeds) for regime in EPOCHS for row in run(seed, regime)]
-    frame = pd.DataFrame(rows)
     options.out.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(options.out / "mislabels.csv", index=False, float_format="%.4f")
+    rows: list[dict[str, object]] = []
+    for seed in range(options.seeds):
+        for regime in EPOCHS:
+            rows += run(seed, regime)
+            show(pd.DataFrame(rows), options.out)
+
+
+def show(frame: pd.DataFrame, out: Path) -> None:
+    """Write what is done so far."""
+    frame.to_csv(out / "mislabels.csv", index=False, float_format="%.4f")
     table = frame.groupby(["method", "regime"], sort=False).agg(
         {"AUC": ["mean", "std"], "AP": ["mean", "std"], "seconds": "mean", "reliability": "mean"}
     )
     table.columns = [" ".join(column) for column in table.columns]
     text = table.round(3).to_string()
     fitted = frame.groupby("regime", sort=False)["train accuracy"].mean().round(3).to_string()
-    (options.out / "mislabels.txt").write_text(f"{fitted}\n\n{text}\n")
-    print(text)
+    (out / "mislabels.txt").write_text(f"{fitted}\n\n{text}\n")
+    print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,10 @@ def test_datainf_is_dattris_where_a_layer_is_one_tensor():
     (layer,) = ours.layers.values()
     task = task_of(loss_func=loss, model=net, checkpoints=net.state_dict())
     theirs = dattri.IFAttributorDataInf(task=task, device="cpu", regularization=layer.damping)
-    loaders = [DataLoader(TensorDataset(x, y), 40) for x, y in ((X.float(), Y), (X[:5].float() + 0.1, Y[:5]))]
+    loaders = [
+        DataLoader(TensorDataset(x, y), 40)
+        for x, y in ((X.float(), Y), (X[:5].float() + 0.1, Y[:5]))
+    ]
     theirs.cache(loaders[0])
 
     found = theirs.attribute(*loaders).T
