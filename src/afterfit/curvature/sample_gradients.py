@@ -19,7 +19,6 @@ from afterfit.curvature.diagonal import (
     by_visibility,
     flat_scale,
     joined_gradients,
-    pulled_columns,
 )
 from afterfit.curvature.factors import loose, stacked
 from afterfit.curvature.tracing import Trace, Tracer
@@ -251,8 +250,7 @@ def _of_layers(problem: Problem, tracer: Tracer, batch: Batch) -> Blocks:
         found = trace.outputs.detach()
         problem.likelihood.check(found, y)
         slopes = loss_slopes(problem.likelihood.loss, found, y)
-        (pulled,) = pulled_columns(trace, slopes[..., None])
-        chunks.append(blocks_of(problem, trace, pulled))
+        chunks.append(blocks_of(problem, trace, trace.pull(slopes[None])))
     return joined(chunks)
 
 

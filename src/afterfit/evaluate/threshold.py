@@ -12,7 +12,7 @@ from afterfit.evaluate.separation import otsu, two_component_mixture
 Transform = Callable[[Tensor], Tensor]
 """An increasing function that acts on each score by itself."""
 
-_UNCERTAIN = 0.5  # labels that are counted as right beside those that the probabilities expect
+_UNCERTAIN = 0.25  # labels that are counted as right beside those that the probabilities expect
 
 
 def signed_sqrt(scores: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
@@ -125,7 +125,7 @@ def probability_cut(
         In whose units the threshold is given.
     rate
         Flag as many as possible while at most this share of the flagged is expected to be right
-        (Newton et al. 2004), with half a label more that is right, since probabilities are
+        (Newton et al. 2004), with a quarter of a label more that is right, since probabilities are
         estimates and a few of them show no rate; None flags what is more probably wrong than right.
 
     Examples

@@ -145,9 +145,8 @@ class BlockInfluence(Influence):
 
     def _pairs(self, query: Batches) -> Iterator[tuple[Tensor, Tensor, Iterator[Tensor]]]:
         """Positions of queries and training samples, and their products in each repeat."""
-        for rows, asked in self._blocks(query):
-            chunks = self.train_features() if self._kept is None else iter([self._kept])
-            for columns, own in chunks:
+        for rows, asked in self.query_features(query):
+            for columns, own in self.kept_features():
                 yield rows, columns, (inner(q, n) for q, n in zip(asked, own, strict=True))
 
     def _stderr(self, terms: Sequence[Tensor]) -> Tensor:
@@ -172,8 +171,15 @@ class BlockInfluence(Influence):
             chunks.append((index, small))
         return _joined(chunks)
 
-    def _blocks(self, data: Batches) -> Iterator[tuple[Tensor, Repeats]]:
-        """Join chunks of features into blocks as large as the memory budget lets them be."""
+    def kept_features(self) -> Iterator[tuple[Int[Tensor, " B"], Repeats]]:
+        """Features of the training samples, which stay in memory where they fit the budget."""
+        if self._kept is None:
+            yield from self._finite_repeats(self.train)
+        else:
+            yield self._kept
+
+    def query_features(self, data: Batches) -> Iterator[tuple[Int[Tensor, " B"], Repeats]]:
+        """Features of any samples, in chunks as large as the memory budget lets them be."""
         chunks: list[tuple[Tensor, Repeats]] = []
         held = 0
         for index, parts in self._finite_repeats(data):

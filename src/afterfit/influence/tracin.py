@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -232,6 +233,7 @@ def at_checkpoint(problem: Problem, checkpoint: Params) -> Problem:
             )
             raise ValueError(message)
     like = next(iter(problem.params.values()))
+    checkpoint = _untied(checkpoint, problem)
     found = {
         name: value.detach().to(like if value.is_floating_point() else like.device)
         for name, value in move(checkpoint, problem.device).items()
@@ -251,6 +253,19 @@ def at_checkpoint(problem: Problem, checkpoint: Params) -> Problem:
         train_forward=_holding(walls, problem.train_forward),
         coordinates=None if problem.coordinates is None else problem.coordinates.moved(holding),
     )
+
+
+def _untied(checkpoint: Params, problem: Problem) -> Params:
+    """One name for each tensor, as a state dict has several for tied weights."""
+    names = sorted(checkpoint, key=lambda name: name not in problem.params)  # its own come first
+    seen: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    for name in names:
+        value = checkpoint[name]
+        same = value.data_ptr(), value.shape, value.stride()
+        if not value.numel() or seen.setdefault(same, name) == name:
+            continue
+        checkpoint = {other: kept for other, kept in checkpoint.items() if other != name}
+    return checkpoint
 
 
 def _holding(held: Params, forward: Forward) -> Forward:

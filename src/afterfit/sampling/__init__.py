@@ -12,6 +12,7 @@ from afterfit.sampling.geometric import (
     warm_cosine,
 )
 from afterfit.sampling.heated import HeatedWalk
+from afterfit.sampling.langevin import Langevin
 from afterfit.sampling.temperature import RateSearch, Trial, find_learning_rate
 from afterfit.sampling.walk import Diverged
 
@@ -22,6 +23,7 @@ __all__ = [
     "GaussianDraws",
     "GeometricEnsemble",
     "HeatedWalk",
+    "Langevin",
     "RateSearch",
     "Trial",
     "adamw",
