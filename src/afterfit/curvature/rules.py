@@ -142,8 +142,8 @@ def embedding(
     input: Tensor,  # noqa: A002
     weight: Tensor,
     padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,  # noqa: ARG001
+    max_norm: float | int | None = None,
+    norm_type: float | int = 2.0,  # noqa: ARG001
     scale_grad_by_freq: bool = False,
     sparse: bool = False,  # noqa: ARG001
 ) -> Described | None:

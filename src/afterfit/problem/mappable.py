@@ -14,7 +14,8 @@ _LIMITS = re.compile(
     r"|must match the size of tensor",
     re.IGNORECASE,
 )
-"""What torch says where an operation cannot be mapped: it has no rule, a wrong one (prelu), or writes in place."""
+"""What torch says where an operation cannot be mapped: it has no rule, a wrong one (``prelu``), or
+writes in place."""
 
 
 @final

@@ -146,8 +146,8 @@ def embedding_bag(
     input: Tensor,  # noqa: A002
     weight: Tensor,
     offsets: Tensor | None = None,
-    max_norm: float | None = None,  # noqa: ARG001
-    norm_type: float = 2.0,  # noqa: ARG001
+    max_norm: float | int | None = None,  # noqa: ARG001
+    norm_type: float | int = 2.0,  # noqa: ARG001
     scale_grad_by_freq: bool = False,  # noqa: ARG001
     mode: str = "mean",
     sparse: bool = False,  # noqa: ARG001
