@@ -147,7 +147,8 @@ class Pretend(TorchFunctionMode):
         before, self._places.target = self._places.target, device
         try:
             made = make()
-            self._places.put(_plain(made), device)  # one made of numbers is seen only here
+            if isinstance(made, Tensor) and made.layout is torch.strided:
+                self._places.put(_plain(made), device)  # one made of numbers is seen only here
             return made
         finally:
             self._places.target = before
