@@ -38,24 +38,23 @@ def alone_in(folder: Path | str | None) -> Iterator[None]:
         yield
         return
     where.mkdir(parents=True, exist_ok=True)
-    with open(where / ".lock", "a+", encoding="utf-8") as file:
+    handle = os.open(where, os.O_RDONLY)  # the folder itself is locked: no file is left in it
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            file.seek(0)
             message = (
-                f"another run is at work in the folder {where} (process {file.read().strip()}), "
-                "expected one at a time; wait for it, end it, or take another folder"
+                f"another run is at work in the folder {where}, expected one at a time; wait for "
+                "it, end it, or take another folder"
             )
             raise RuntimeError(message) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
         _HELD[where] = get_ident()
         try:
             yield
         finally:
             del _HELD[where]
+    finally:
+        os.close(handle)
 
 
 def alone_in_folder(run: Callable[P, T]) -> Callable[P, T]:

@@ -30,11 +30,11 @@ def test_a_folder_in_use_is_refused_and_taken_over_when_its_process_was_killed(t
     with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(RuntimeError, match=rf"another run.*process {other.pid}.*wait"):
+        with pytest.raises(RuntimeError, match=r"another run.*wait"):
             run(1, tmp_path)
         os.kill(other.pid, signal.SIGKILL)
     assert run(1, folder=tmp_path) == 1
-    assert (tmp_path / ".lock").read_text() == str(os.getpid())
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_within_a_run_is_the_same_run_and_another_thread_is_not(tmp_path: Path):
