@@ -124,7 +124,11 @@ class Pretend(TorchFunctionMode):
         if device is None and given:
             return func(*args, **kwargs)
         device = HERE if device is None else device
-        return self._aimed(torch.device(device), lambda: func(*args, **kwargs))
+        made = self._aimed(torch.device(device), lambda: func(*args, **kwargs))
+        if not given and isinstance(made, Tensor):  # one made of numbers is seen only here
+            self._places.known.pop(_plain(made).untyped_storage()._cdata, None)
+            self._places.put(_plain(made), torch.device(device))
+        return made
 
     def _to(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         device, dtype = kwargs.get("device"), kwargs.get("dtype")
@@ -146,9 +150,6 @@ class Pretend(TorchFunctionMode):
     def _aimed(self, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
         before, self._places.target = self._places.target, device
         try:
-            made = make()
-            if isinstance(made, Tensor) and made.layout is torch.strided:
-                self._places.put(_plain(made), device)  # one made of numbers is seen only here
-            return made
+            return make()
         finally:
             self._places.target = before

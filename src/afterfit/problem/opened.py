@@ -230,7 +230,7 @@ OPENED: Mapping[Any, Opened] = {
 
 _WITHOUT_FORWARD_MODE: Mapping[Any, Opened] = {
     functional.embedding_bag: _BAG,
-    torch._weight_norm: Opened(weight_norm, _always),
+    torch._weight_norm: Opened(weight_norm, _always),  # pyright: ignore[reportPrivateImportUsage]
 }
 
 
