@@ -3,6 +3,7 @@
 # make lint      style, floors and types
 # make docs      the documentation site, in site/
 # make bench     the benchmarks beside other libraries, an hour or more: make bench DATA=folder
+# make bench-gpu the main calls on CUDA beside the processor, where there is one
 # make oracles   the libraries that `pytest -m against` compares with
 # make clean     remove what the commands made; the environment in .venv stays
 
@@ -16,7 +17,7 @@ SOURCES := $(shell find src -name '*.py')
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test lint style floors types docs bench oracles clean
+.PHONY: demo test lint style floors types docs bench bench-gpu oracles clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/afterfit demo --out runs/demo
@@ -48,6 +49,10 @@ bench: oracles
 	$(BIN)/python benchmarks/posterior.py
 	$(BIN)/python benchmarks/edges.py cora --data $(DATA)/graphs
 	$(BIN)/python benchmarks/edges.py scale --threads 2
+
+bench-gpu: $(DEV_STAMP)
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/gpu.py
 
 oracles: $(DEV_STAMP)
 	$(PIP) -r requirements-oracles.txt

@@ -138,7 +138,7 @@ def joined_gradients(
                     continue
                 new = rows.new_zeros(len(rows), slot.length)
                 _, joined = sums.setdefault(slot.name, (slot, new))
-                slot.within(joined).add_(rows)
+                slot.add_within(joined, rows)
     yield from sums.values()
 
 

@@ -36,7 +36,8 @@ def ekfac(
     0.01 % of the exact diagonal of the block is added to each factor before its eigenvectors are
     taken. Two passes over the data, three in relative coordinates.
 
-    Parameters and errors are those of :func:`kfac`; `sharing` decides about the basis alone.
+    Parameters, warnings and errors are those of :func:`kfac`; `sharing` decides about the basis
+    alone.
 
     References
     ----------
@@ -44,6 +45,8 @@ def ekfac(
     in a Kronecker-factored eigenbasis", NeurIPS, arXiv:1806.03884.
     """
     layered, rest = split_covered(problem, data, others)
+    if layered is None:
+        return assembled(problem, problem, [], rest)
     sums = factors(layered, data, sharing)
     scale = flat_scale(layered)
     places = {u.block: u.positions(layered.num_params).to(problem.device) for u in sums.units}

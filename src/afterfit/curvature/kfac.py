@@ -4,13 +4,14 @@ Every parameter that no matrix product uses (the affine part of a normalization,
 its exact diagonal.
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from afterfit.curvature.blocks import KroneckerBlock, NamedBlock
-from afterfit.curvature.diagonal import flat_scale, only
+from afterfit.curvature.diagonal import diagonal, flat_scale, only
 from afterfit.curvature.factors import Factors, Sharing, expand, factors
 from afterfit.curvature.scale import rank_one, signs_of
 from afterfit.curvature.tracing import Tracer
@@ -47,13 +48,18 @@ def kfac(
     sharing
         What to do with weights that are used at many positions: `expand` or `reduce`.
     others
-        Curvature of the parameters that no known layer function uses, such as `diagonal`; without
-        it they are refused.
+        Curvature of the parameters that no known layer function uses; their exact `diagonal` if
+        it is left out, with a warning that names them. They are one `NamedBlock` of the result.
+
+    Warns
+    -----
+    UserWarning
+        If a parameter is used by a function that is no known layer and `others` is missing.
 
     Raises
     ------
     ValueError
-        If a parameter is used by a function that is no known layer and `others` is missing.
+        If a parameter is used in one way for some samples and in another for others.
     TypeError
         If the likelihood has no curvature (``PerSample``).
 
@@ -66,6 +72,8 @@ def kfac(
     architectures", NeurIPS, arXiv:2311.00636 (expand and reduce).
     """
     layered, rest = split_covered(problem, data, others)
+    if layered is None:
+        return assembled(problem, problem, [], rest)
     sums = factors(layered, data, sharing)
     scale = flat_scale(layered)
     blocks: list[Placed] = []
@@ -86,29 +94,30 @@ def kfac(
 
 def split_covered(
     problem: Problem, data: Batches, others: Curvature | None
-) -> tuple[Problem, NamedBlock | None]:
-    """Keep the parameters whose layers are known, and give the others the block asked for.
+) -> tuple[Problem | None, NamedBlock | None]:
+    """Keep the parameters whose layers are known, and give the others a curvature of their own.
 
-    Raises
-    ------
-    ValueError
-        If there are others, and no curvature for them was given.
+    Warns
+    -----
+    UserWarning
+        If there are others, and nobody has said what curvature they get: the exact diagonal.
     """
     uncovered = Tracer.of(problem, data).uncovered
     if not uncovered:
         return problem, None
-    listed = ", ".join(f"{name} (used by {function})" for name, function in uncovered.items())
-    known = [name for name in problem.params if name not in uncovered]
-    if others is None or not known:
+    if others is None:
+        listed = ", ".join(f"{name} (used by {function})" for name, function in uncovered.items())
         message = (
-            f"no Kronecker factors are known for {listed}; leave these parameters out with "
-            "restrict(problem, ...), or say what curvature they get, as in "
-            "partial(kfac, others=diagonal)"
+            f"no Kronecker factors are known for {listed}: these parameters get their exact "
+            "diagonal; say so by partial(kfac, others=diagonal), or leave them out with "
+            "restrict(problem, ...)"
         )
-        raise ValueError(message)
-    operator = others(only(problem, uncovered), data)
+        warnings.warn(message, UserWarning, stacklevel=3)
+    curvature = diagonal if others is None else others
     names = tuple(name for name in problem.params if name in uncovered)
-    return only(problem, known), NamedBlock(names, operator)
+    known = [name for name in problem.params if name not in uncovered]
+    rest = NamedBlock(names, curvature(only(problem, uncovered), data))
+    return (only(problem, known) if known else None), rest
 
 
 def diagonal_blocks(problem: Problem, sums: Factors) -> list[Placed]:

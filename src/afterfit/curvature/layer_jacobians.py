@@ -21,6 +21,7 @@ from afterfit.curvature.kfac import places_of
 from afterfit.curvature.tracing import Trace, Tracer
 from afterfit.curvature.units import Unit, units_of
 from afterfit.problem.data import Batches
+from afterfit.problem.persample import outputs
 from afterfit.problem.problem import Problem
 
 
@@ -120,7 +121,11 @@ def layer_jacobians(problem: Problem, data: Batches) -> Iterator[LayerJacobian]:
     """
     uncovered = Tracer.of(problem, data).uncovered
     seen = [name for name in problem.params if name not in uncovered]
-    layered, places = only(problem, seen), places_of(problem)
+    places = places_of(problem)
+    if not seen:
+        yield from _by_rows(problem, data)
+        return
+    layered = only(problem, seen)
     within = torch.cat([places[name] for name in seen])
     tracer, blocks = Tracer.of(layered, data), _Blocks(layered, within)
     for batch in data:
@@ -131,6 +136,13 @@ def layer_jacobians(problem: Problem, data: Batches) -> Iterator[LayerJacobian]:
                 parts.append(_rows_of(only(problem, uncovered), data.subset(index), places))
             parts.sort(key=lambda part: int(part.positions[0]))
             yield LayerJacobian(index, trace.outputs.detach(), tuple(parts))
+
+
+def _by_rows(problem: Problem, data: Batches) -> Iterator[LayerJacobian]:
+    names, everything = tuple(problem.params), torch.arange(problem.num_params).to(problem.device)
+    for index, rows in jacobian_rows(problem, data):
+        found = outputs(problem, data.subset(index))
+        yield LayerJacobian(index, found, (RowsPart(names, everything, rows),))
 
 
 @final

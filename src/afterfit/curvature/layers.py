@@ -28,6 +28,8 @@ class Slot:
         Of the parameter, where it begins in the flat vector of all parameters, and its entries.
     offset, size, stride
         Of the view within the parameter, as it is flattened.
+    shape
+        In which a layer uses the view, with as many entries in the same order.
     """
 
     name: str
@@ -36,16 +38,24 @@ class Slot:
     offset: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
+    shape: tuple[int, ...]
 
     def of(self, flat: Tensor) -> Tensor:
-        """View the entries in a flat vector of all parameters."""
-        return flat.as_strided(
-            self.size, self.stride, flat.storage_offset() + self.start + self.offset
-        )
+        """Read the entries of a flat vector of all parameters, in `shape`; a view if it can be."""
+        return self._view(flat).reshape(self.shape)
 
-    def within(self, rows: Tensor) -> Tensor:
-        """View the entries in rows (B, n) of the flattened parameter alone."""
-        return rows.as_strided((len(rows), *self.size), (rows.stride(0), *self.stride), self.offset)
+    def add_to(self, flat: Tensor, values: Tensor) -> None:
+        """Add values (*shape) to the entries of a flat vector of all parameters."""
+        self._view(flat).add_(values.reshape(self.size))
+
+    def add_within(self, rows: Tensor, values: Tensor) -> None:
+        """Add values (B, *shape) to rows (B, n) of the flattened parameter alone."""
+        size, stride = (len(rows), *self.size), (rows.stride(0), *self.stride)
+        rows.as_strided(size, stride, self.offset).add_(values.reshape(size))
+
+    def _view(self, flat: Tensor) -> Tensor:
+        start = flat.storage_offset() + self.start + self.offset
+        return flat.as_strided(self.size, self.stride, start)
 
 
 class Call(ABC):
@@ -62,7 +72,7 @@ class Call(ABC):
 
     @abstractmethod
     def gradients(self, entered: Tensor, pulled: Tensor) -> Iterator[tuple[Slot, Tensor]]:
-        """Gradient of every sample, (B, *size) for each slot.
+        """Gradient of every sample, (B, *shape) for each slot.
 
         ``entered`` are prepared activations (B, …), ``pulled`` the gradients at the output (B, …).
         """
@@ -122,22 +132,22 @@ class Multiply(Call):
             return
         g = self._by_sample(pulled)
         if self.bias is not None:
-            self.bias.of(total).add_(g.sum(2).square().sum((0, 1)))
+            self.bias.add_to(total, g.sum(2).square().sum((0, 1)))
         if self.weight is None:
             return
-        into, (groups, out, width) = self.weight.of(total), self.weight.size
+        groups, out, width = self.weight.shape
         rows = torch.zeros(groups, g.shape[1] * out, width, dtype=g.dtype, device=g.device)
         for part, _ in self._outer_products(entered, g):
             rows += part.square_().sum(0)
-        into.add_(rows.unflatten(1, (-1, out)).sum(1))
+        self.weight.add_to(total, rows.unflatten(1, (-1, out)).sum(1))
 
     def _add_squares_of_one(self, entered: Tensor, squares: Tensor, total: Tensor) -> None:
         """One position: the square of an outer product is that of its factors."""
         if self.bias is not None:
-            self.bias.of(total).add_(squares.sum((0, 1)))
+            self.bias.add_to(total, squares.sum((0, 1)))
         if self.weight is not None:
             products = torch.einsum("bsgo,bsgi->goi", squares, entered.square())
-            self.weight.of(total).add_(products)
+            self.weight.add_to(total, products)
 
     def squared_norms(self, entered: Tensor, pulled: Tensor, weights: Tensor) -> Tensor:
         g = self._by_sample(pulled)
@@ -206,14 +216,14 @@ class Broadcast(Call):
     def gradients(self, entered: Tensor, pulled: Tensor) -> Iterator[tuple[Slot, Tensor]]:
         g = self.part(pulled)
         if self.weight is not None:
-            yield self.weight, _sum_to(g * entered, self.weight.size)
+            yield self.weight, _sum_to(g * entered, self.weight.shape)
         if self.bias is not None:
-            yield self.bias, _sum_to(g, self.bias.size)
+            yield self.bias, _sum_to(g, self.bias.shape)
 
     def add_squares(self, entered: Tensor, pulled: Tensor, total: Tensor) -> None:
         for column in pulled:
             for slot, rows in self.gradients(entered, column):
-                slot.of(total).add_(rows.square().sum(0))
+                slot.add_to(total, rows.square().sum(0))
 
     def squared_norms(self, entered: Tensor, pulled: Tensor, weights: Tensor) -> Tensor:
         norms = pulled.new_zeros(pulled.shape[:2])
@@ -255,14 +265,14 @@ class Look(Call):
         return activations
 
     def gradients(self, entered: Tensor, pulled: Tensor) -> Iterator[tuple[Slot, Tensor]]:
-        size, width = self.table.size
+        size, width = self.table.shape
         rows = pulled.new_zeros(len(pulled), size, width)
         keys, where, kept = self._looked_up(entered)
         rows[keys // size, keys % size] = _summed_by(where, pulled.reshape(-1, width)[kept])
         yield self.table, rows
 
     def add_squares(self, entered: Tensor, pulled: Tensor, total: Tensor) -> None:
-        size, width = self.table.size
+        size, width = self.table.shape
         keys, where, kept = self._looked_up(entered)
         into = self.table.of(total)
         for column in pulled:
@@ -270,7 +280,7 @@ class Look(Call):
             into.index_add_(0, keys % size, sums.square().to(into.dtype))
 
     def squared_norms(self, entered: Tensor, pulled: Tensor, weights: Tensor) -> Tensor:
-        size, width = self.table.size
+        size, width = self.table.shape
         keys, where, kept = self._looked_up(entered)
         norms, factor = pulled.new_zeros(pulled.shape[:2]), self.table.of(weights)[keys % size]
         for column, row in zip(pulled, norms, strict=True):
@@ -283,7 +293,7 @@ class Look(Call):
         index = entered.reshape(len(entered), -1)
         sample = torch.arange(len(index), device=index.device)[:, None]
         kept = (index != self.padding).flatten()
-        found = (sample * self.table.size[0] + index).flatten()[kept]
+        found = (sample * self.table.shape[0] + index).flatten()[kept]
         keys, where = torch.unique(found, return_inverse=True)
         return keys, where, kept
 

@@ -1,85 +1,30 @@
 """Which functions of torch are layers, and how a call of each is described."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, final
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from afterfit.curvature.layers import Broadcast, Call, Look, Multiply, Slot
-
-
-@final
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor that a function was called with comes from.
-
-    Attributes
-    ----------
-    name, start, length
-        Of the parameter, where it begins in the flat vector of all parameters, and its entries.
-    twin
-        A tensor without storage, strided in the parameter as that tensor is.
-    """
-
-    name: str
-    start: int
-    length: int
-    twin: Tensor
-
-
-Find = Callable[[Any], Place | None]
-"""The place of a value; None if it holds no parameters of the problem."""
-
-Described = tuple[Call, Tensor]
-"""A call and the activations that it needs."""
-
-
-def _slot(found: Place | None, view: Callable[[Tensor], Tensor]) -> Slot | None:
-    if found is None:
-        return None
-    seen = view(found.twin)
-    return Slot(
-        found.name,
-        found.start,
-        found.length,
-        int(seen.storage_offset()),
-        tuple(seen.shape),
-        seen.stride(),
-    )
+from afterfit.curvature.contractions import Positions, bilinear, einsum, matmul
+from afterfit.curvature.convolutions import convolution, transposed_convolution
+from afterfit.curvature.layers import Broadcast, Look, Multiply
+from afterfit.curvature.places import Described, Find, Rule, slot_of
 
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-@final
-@dataclass(frozen=True)
-class Positions:
-    """All axes between the first and the last count positions: (B, …, n) to (B, S, 1, n)."""
-
-    def __call__(self, tensor: Tensor) -> Tensor:
-        return tensor.reshape(len(tensor), -1, 1, tensor.shape[-1])
-
-
 def linear(find: Find, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Described:  # noqa: A002
     """``functional.linear``."""
     call = Multiply(
-        _slot(find(weight), lambda w: w[None]),
-        _slot(find(bias), lambda b: b[None]),
+        slot_of(find(weight), lambda w: w[None]),
+        slot_of(find(bias), lambda b: b[None]),
         Positions(),
         Positions(),
     )
-    return call, input
-
-
-def matmul(find: Find, input: Tensor, other: Tensor) -> Described | None:  # noqa: A002
-    """``input @ weight`` with a weight (in, out) on the right."""
-    if find(input) is not None or other.ndim != 2:
-        return None
-    call = Multiply(_slot(find(other), lambda w: w.mT[None]), None, Positions(), Positions())
     return call, input
 
 
@@ -88,84 +33,12 @@ def addmm(find: Find, input: Tensor, mat1: Tensor, mat2: Tensor) -> Described | 
     if find(mat1) is not None or input.ndim != 1:
         return None
     call = Multiply(
-        _slot(find(mat2), lambda w: w.mT[None]),
-        _slot(find(input), lambda b: b[None]),
+        slot_of(find(mat2), lambda w: w.mT[None]),
+        slot_of(find(input), lambda b: b[None]),
         Positions(),
         Positions(),
     )
     return call, mat1
-
-
-@final
-@dataclass(frozen=True)
-class Patches:
-    """The patches that a convolution multiplies: (B, L, channels, *space) to (B, S, groups, in)."""
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-    def __call__(self, tensor: Tensor) -> Tensor:
-        num = len(self.kernel)
-        x = tensor.reshape(-1, *tensor.shape[-num - 1 :])
-        x = functional.pad(x, self.padding)
-        for axis, (size, step, gap) in enumerate(
-            zip(self.kernel, self.stride, self.dilation, strict=True)
-        ):
-            x = x.unfold(2 + axis, gap * (size - 1) + 1, step)[..., ::gap]
-        x = x.unflatten(1, (self.groups, -1))  # images, groups, channels, *positions, *kernel
-        order = (0, *range(3, 3 + num), 1, 2, *range(3 + num, 3 + 2 * num))
-        x = x.permute(order).flatten(-num - 1)
-        return x.reshape(len(tensor), -1, self.groups, x.shape[-1])
-
-
-@final
-@dataclass(frozen=True)
-class Channels:
-    """Gradients at the output of a convolution: (B, L, channels, *space) to (B, S, groups, out)."""
-
-    num_axes: int
-    groups: int
-
-    def __call__(self, tensor: Tensor) -> Tensor:
-        x = tensor.reshape(len(tensor), -1, *tensor.shape[-self.num_axes - 1 :])
-        rows = x.flatten(3).transpose(2, 3)  # B, images, positions, channels
-        rows = rows[:, 0] if rows.shape[1] == 1 else rows.flatten(1, 2)  # a view of one image
-        return rows.unflatten(2, (self.groups, -1))
-
-
-def _convolution(num: int) -> Callable[..., Described]:
-    def each(value: Any) -> tuple[int, ...]:
-        return (value,) * num if isinstance(value, int) else tuple(value) * (num // len(value))
-
-    def describe(
-        find: Find,
-        input: Tensor,  # noqa: A002
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> Described:
-        kernel, gaps = tuple(weight.shape[2:]), each(dilation)
-        if padding == "same":
-            spans = [gap * (size - 1) for size, gap in zip(kernel, gaps, strict=True)]
-            sides = [(span // 2, span - span // 2) for span in spans]
-        else:
-            sides = [(side, side) for side in each(0 if padding == "valid" else padding)]
-        around = tuple(side for pair in reversed(sides) for side in pair)
-        call = Multiply(
-            _slot(find(weight), lambda w: w.reshape(groups, w.shape[0] // groups, -1)),
-            _slot(find(bias), lambda b: b.reshape(groups, -1)),
-            Patches(kernel, each(stride), around, gaps, groups),
-            Channels(num, groups),
-        )
-        return call, input
-
-    return describe
 
 
 def _affine(
@@ -176,7 +49,7 @@ def _affine(
     def view(tensor: Tensor) -> Tensor:
         return tensor.reshape(*tensor.shape, *(1,) * axes)
 
-    return Broadcast(_slot(find(weight), view), _slot(find(bias), view), _same), normalized
+    return Broadcast(slot_of(find(weight), view), slot_of(find(bias), view), _same), normalized
 
 
 def layer_norm(
@@ -218,6 +91,32 @@ def group_norm(
     return _affine(find, normalized, weight, bias, input.ndim - 2)
 
 
+def instance_norm(
+    find: Find,
+    input: Tensor,  # noqa: A002
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Described:
+    """``functional.instance_norm``."""
+    stored = (None, None) if use_input_stats else (running_mean, running_var)
+    normalized = functional.instance_norm(
+        input, *stored, None, None, use_input_stats, momentum, eps
+    )
+    return _affine(find, normalized, weight, bias, input.ndim - 2)
+
+
+def prelu(find: Find, input: Tensor, weight: Tensor) -> Described:  # noqa: A002
+    """``functional.prelu``: the parameter multiplies what is negative."""
+    axes = input.ndim - 2 if weight.numel() > 1 else 0
+    slot = slot_of(find(weight), lambda w: w.reshape(*w.shape, *(1,) * axes))
+    return Broadcast(slot, None, _same), input.clamp(max=0)
+
+
 def batch_norm(
     find: Find,
     input: Tensor,  # noqa: A002
@@ -243,26 +142,50 @@ def embedding(
     input: Tensor,  # noqa: A002
     weight: Tensor,
     padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,  # noqa: ARG001
+    max_norm: float | int | None = None,
+    norm_type: float | int = 2.0,  # noqa: ARG001
     scale_grad_by_freq: bool = False,
     sparse: bool = False,  # noqa: ARG001
 ) -> Described | None:
     """``functional.embedding``."""
-    table = _slot(find(weight), _same)
+    table = slot_of(find(weight), _same)
     if table is None or max_norm is not None or scale_grad_by_freq:
         return None
-    padding = -1 if padding_idx is None else padding_idx % table.size[0]
+    padding = -1 if padding_idx is None else padding_idx % table.shape[0]
     return Look(table, padding), input
 
 
-def add(find: Find, input: Any, other: Any, alpha: float = 1) -> Described | None:  # noqa: A002
+def add(find: Find, input: Any, other: Any, alpha: float | int = 1) -> Described | None:  # noqa: A002
     """``x + parameter``, as for embeddings of positions."""
     left, right = find(input), find(other)
     found = left if right is None else right
     if found is None or (left is not None and right is not None) or alpha != 1:
         return None
-    return Broadcast(None, _slot(found, _same), _same), torch.zeros(())
+    return Broadcast(None, slot_of(found, _same), _same), torch.zeros(())
+
+
+def add_in_place(find: Find, input: Tensor, other: Any, alpha: float | int = 1) -> Described | None:  # noqa: A002
+    """``x += parameter``."""
+    return None if find(input) is not None else add(find, input, other, alpha)
+
+
+def _negative(tensor: Tensor) -> Tensor:
+    return -tensor
+
+
+def subtract(find: Find, input: Any, other: Any, alpha: float | int = 1) -> Described | None:  # noqa: A002
+    """``x - parameter`` and ``parameter - x``."""
+    left, right = find(input), find(other)
+    if (left is None) == (right is None) or alpha != 1:
+        return None
+    if left is not None:
+        return Broadcast(None, slot_of(left, _same), _same), torch.zeros(())
+    return Broadcast(None, slot_of(right, _same), _negative), torch.zeros(())
+
+
+def subtract_from(find: Find, input: Any, other: Any) -> Described | None:  # noqa: A002
+    """``other - input``, which Python asks of a parameter on the right of a number."""
+    return subtract(find, other, input)
 
 
 def multiply(find: Find, input: Any, other: Any) -> Described | None:  # noqa: A002
@@ -271,9 +194,9 @@ def multiply(find: Find, input: Any, other: Any) -> Described | None:  # noqa: A
     if (left is None) == (right is None):
         return None
     found, rest = (right, input) if left is None else (left, other)
-    if not isinstance(rest, Tensor):
-        return None
-    return Broadcast(_slot(found, _same), None, _same), rest
+    assert found is not None
+    factor = rest if isinstance(rest, Tensor) else torch.as_tensor(rest, dtype=found.twin.dtype)
+    return Broadcast(slot_of(found, _same), None, _same), factor
 
 
 def concatenate(find: Find, tensors: Any, dim: int = 0) -> Described | None:
@@ -288,14 +211,21 @@ def concatenate(find: Find, tensors: Any, dim: int = 0) -> Described | None:
     def part(pulled: Tensor) -> Tensor:
         return pulled.narrow(axis, start, chosen.shape[dim])
 
-    return Broadcast(None, _slot(find(chosen), _same), part), torch.zeros(())
+    return Broadcast(None, slot_of(find(chosen), _same), part), torch.zeros(())
 
 
-RULES: Mapping[Any, Callable[..., Described | None]] = {
+RULES: Mapping[Any, Rule] = {
     functional.linear: linear,
-    functional.conv1d: _convolution(1),
-    functional.conv2d: _convolution(2),
-    functional.conv3d: _convolution(3),
+    functional.conv1d: convolution(1),
+    functional.conv2d: convolution(2),
+    functional.conv3d: convolution(3),
+    functional.conv_transpose1d: transposed_convolution(1),
+    functional.conv_transpose2d: transposed_convolution(2),
+    functional.conv_transpose3d: transposed_convolution(3),
+    functional.bilinear: bilinear,
+    functional.instance_norm: instance_norm,
+    torch.prelu: prelu,
+    torch.einsum: einsum,
     functional.layer_norm: layer_norm,
     torch.layer_norm: layer_norm,
     functional.rms_norm: rms_norm,
@@ -304,14 +234,24 @@ RULES: Mapping[Any, Callable[..., Described | None]] = {
     functional.embedding: embedding,
     torch.matmul: matmul,
     torch.mm: matmul,
+    torch.bmm: matmul,
+    torch.mv: matmul,
     Tensor.matmul: matmul,
     Tensor.mm: matmul,
+    Tensor.bmm: matmul,
+    Tensor.mv: matmul,
     Tensor.__matmul__: matmul,
     torch.addmm: addmm,
     torch.add: add,
     Tensor.add: add,
     Tensor.__add__: add,
     Tensor.__radd__: add,
+    Tensor.add_: add_in_place,
+    Tensor.__iadd__: add_in_place,
+    torch.sub: subtract,
+    Tensor.sub: subtract,
+    Tensor.__sub__: subtract,
+    Tensor.__rsub__: subtract_from,
     torch.mul: multiply,
     Tensor.mul: multiply,
     Tensor.__mul__: multiply,
@@ -336,8 +276,22 @@ VIEWS = frozenset(
         Tensor.expand,
         Tensor.__getitem__,
         *(vars(torch._C.TensorBase)[name].__get__ for name in ("T", "mT")),
+        Tensor.narrow,
+        Tensor.select,
+        Tensor.movedim,
+        Tensor.swapaxes,
+        Tensor.unflatten,
+        Tensor.contiguous,
         torch.split,
         torch.chunk,
+        torch.unbind,
+        torch.narrow,
+        torch.select,
+        torch.movedim,
+        torch.permute,
+        torch.reshape,
+        torch.flatten,
+        torch.squeeze,
         torch.t,
         torch.transpose,
         torch.unsqueeze,

@@ -8,21 +8,21 @@ gradient at that output, sample by sample. Networks that cannot be mapped run on
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import FunctionType
 from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from afterfit.curvature.layers import Call
-from afterfit.curvature.rules import RULES, VIEWS, Place
-from afterfit.problem._autodiff import differentiable_attention, over_samples
+from afterfit.curvature.places import Place
+from afterfit.curvature.rules import RULES, VIEWS
+from afterfit.problem._autodiff import differentiable_attention, over_samples, quiet_loops
 from afterfit.problem.coordinates import Forward
 from afterfit.problem.data import Batch, Batches
 from afterfit.problem.mappable import Mappable
+from afterfit.problem.opened import OPENED
 from afterfit.problem.persample import has_leading_axis
 from afterfit.problem.problem import Problem, move
 from afterfit.typing import Inputs
@@ -37,19 +37,6 @@ Shapes = list[tuple[torch.Size, torch.dtype]]
 
 Probe = Callable[[int, Tensor], Tensor]
 """What is added to the output of a call, from its position in the run and that output."""
-
-
-def _opened(function: Any) -> Any:
-    """Copy of torch's attention function that does not hide its linear layers from a mode."""
-    inside = {**function.__globals__, "has_torch_function": lambda _: False}
-    copied = FunctionType(function.__code__, inside, function.__name__)
-    copied.__defaults__, copied.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
-    return copied
-
-
-_OPENED = {
-    functional.multi_head_attention_forward: _opened(functional.multi_head_attention_forward)
-}
 
 
 @final
@@ -97,9 +84,9 @@ class Watch(TorchFunctionMode):
         places = [p for leaf in leaves for p in self._within(leaf)]
         if not places:
             return func(*args, **kwargs)
-        if func in _OPENED:
+        if func in OPENED and OPENED[func].fits(*args, **kwargs):
             with self:
-                return _OPENED[func](*args, **kwargs)
+                return OPENED[func].run(*args, **kwargs)
         if func in VIEWS and self._find(args[0]) is not None:
             return self._view(func, args, kwargs)
         out = func(*args, **kwargs)
@@ -107,10 +94,10 @@ class Watch(TorchFunctionMode):
         if not any(leaf.numel() for leaf in found):
             return out  # a shape, a type, …; or an expert that no row asks
         described = RULES[func](self._find, *args, **kwargs) if func in RULES else None
-        if described is None:
+        if described is None or len(described[0].slots) != len(places):
             self.uncovered.update({place.name: _name_of(func) for place in places})
             return out
-        return self._note(*described, out)
+        return self._note(*described, out, in_place=out is args[0])
 
     def _within(self, leaf: Any) -> Iterator[Place]:
         for item in leaf if isinstance(leaf, (tuple, list)) else (leaf,):
@@ -127,14 +114,17 @@ class Watch(TorchFunctionMode):
             self._keep(part, replace(place, twin=twin))
         return out
 
-    def _note(self, call: Call, activation: Tensor, out: Tensor) -> Tensor:
+    def _note(self, call: Call, activation: Tensor, out: Tensor, in_place: bool) -> Tensor:
         for slot in call.slots:
             if any(s == 0 and n > 1 for s, n in zip(slot.stride, slot.size, strict=True)):
                 self.uncovered[slot.name] = "expand"
         self.calls.append(call)
         self.activations.append(activation)
         self.shapes.append((out.shape, out.dtype))
-        return out if self._probe is None else out + self._probe(len(self.calls) - 1, out)
+        if self._probe is None:
+            return out
+        probe = self._probe(len(self.calls) - 1, out)
+        return out.add_(probe) if in_place else out + probe
 
 
 def _name_of(func: Any) -> str:
@@ -180,7 +170,7 @@ class Trace:
         ones a call is no overhead, and caches matter) and can be mapped.
         """
         small = sum(probe.numel() for probe in self.probes) <= _SMALL
-        with differentiable_attention():
+        with differentiable_attention(), quiet_loops():
             if small and len(cotangents) > 1:
                 return self._columns.either(
                     lambda: self._pulled(cotangents, several=True),

@@ -100,7 +100,7 @@ def units_of(calls: Sequence[Call]) -> list[Unit]:
         Unit(weight, bias, users, group)
         for (weight, bias), users in units.items()
         if unfit.isdisjoint(slot.name for slot in (weight, bias) if slot is not None)
-        for group in range(_some(weight, bias).size[0])
+        for group in range(_some(weight, bias).shape[0])
     ]
 
 

@@ -19,7 +19,7 @@ from afterfit.graph.linear import LinearNetwork, find_linear
 from afterfit.graph.masks import Mask, nodes_of, nodes_or_none, require_disjoint
 from afterfit.graph.reach import Reach, find_reach
 from afterfit.problem.likelihood import Categorical, Likelihood
-from afterfit.problem.problem import Problem
+from afterfit.problem.problem import Problem, move
 from afterfit.typing import Params
 
 
@@ -141,7 +141,7 @@ def graph_problem(
     ----------
     module
         Takes ``(x, edge_index)`` or ``(x, edge_index, edge_weight)`` and returns outputs (V, C). It
-        is copied, and never touched.
+        is copied, and never touched; the graph is moved to its device.
     data
         A ``torch_geometric.data.Data``, or any object with ``x``, ``edge_index`` and ``y``.
         Duplicate edges are one edge; isolated nodes stay; self loops stay and are not scored.
@@ -173,10 +173,10 @@ def graph_problem(
     require_uncached(module)
     require_two_inputs(module)
     problem = Problem.from_module(module, likelihood)
-    x, y = data.x.detach(), data.y.detach()
-    edges = symmetrize(data.edge_index.detach(), len(x))
-    nodes = [nodes_of(data, mask, len(x)) for mask in (train, validation)]
-    tested = nodes_or_none(data, test, len(x))
+    x, y, pairs = move((data.x.detach(), data.y.detach(), data.edge_index.detach()), problem.device)
+    edges = symmetrize(pairs, len(x))
+    nodes = [nodes_of(data, mask, len(x)).to(problem.device) for mask in (train, validation)]
+    tested = move(nodes_or_none(data, test, len(x)), problem.device)
     require_disjoint(train=nodes[0], validation=nodes[1], test=tested)
     found = problem.forward(problem.params, (x, edges.edge_index()))
     require_rows_of_nodes(found, len(x))

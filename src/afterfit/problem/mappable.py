@@ -10,9 +10,12 @@ import torch
 T = TypeVar("T")
 
 _LIMITS = re.compile(
-    r"vmap|batching rule|functorch|setup_context|doesn't match the broadcast shape", re.IGNORECASE
+    r"vmap|batching rule|functorch|setup_context|doesn't match the broadcast shape"
+    r"|must match the size of tensor",
+    re.IGNORECASE,
 )
-"""What torch says where an operation cannot be mapped: it has no rule, or writes in place."""
+"""What torch says where an operation cannot be mapped: it has no rule, a wrong one (``prelu``), or
+writes in place."""
 
 
 @final

@@ -21,8 +21,21 @@ _COMPUTE_WEIGHTS = (WeightNorm, SpectralNorm, BasePruningMethod)
 """Hooks that are part of the network: without them its parameters would not reach its weights."""
 
 
-_ONE_AT_A_TIME = RLock()
-"""A call lends the network its parameters, and two threads at once would mix theirs."""
+@final
+class _Turns:
+    """A lock of one network, which starts anew in another process."""
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+
+    def __reduce__(self) -> tuple[type["_Turns"], tuple[()]]:
+        return _Turns, ()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 @final
@@ -39,7 +52,8 @@ class Problem:
     likelihood
         Turns outputs and targets into one loss a sample, in nats.
     params
-        The trained parameters, detached copies: the point at which everything is computed.
+        The trained parameters, detached copies: the point at which everything is computed. The
+        networks behind both forwards hold the same storage: they are never written to.
     buffers
         Their companions, such as the running statistics of normalization layers.
     train_forward
@@ -86,13 +100,14 @@ class Problem:
             message = f"expected a torch.nn.Module, got {type(module).__name__}"
             raise TypeError(message)
         _require_initialized(module)
-        params = {name: p.detach().clone() for name, p in module.named_parameters()}
+        evaluating = quiet_copy(module).eval()
+        params = {name: p.detach() for name, p in evaluating.named_parameters()}
         if not params:
             message = f"the module {type(module).__name__} has no parameters, expected a network"
             raise ValueError(message)
         _require_finite(params)
-        buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
-        evaluating, training = quiet_copy(module).eval(), quiet_copy(module).train()
+        buffers = {name: b.detach() for name, b in evaluating.named_buffers()}
+        training = _sharing_copy(evaluating).train()
         for network in (evaluating, training):
             network.requires_grad_(requires_grad=False)
         forward = _call(evaluating)
@@ -152,28 +167,32 @@ def quiet_copy(module: nn.Module) -> nn.Module:
     return copied
 
 
+def _sharing_copy(module: nn.Module) -> nn.Module:
+    """Copy the structure of a private module, and share its parameters and buffers."""
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, shared)
+
+
 def _call(network: nn.Module) -> Forward:
     """Bind a private network into a pure function of parameters and inputs.
 
+    One call at a time: it lends the network its parameters, and two threads would mix theirs.
     Buffers that the caller leaves out are lent as clones: whatever a call in train mode writes into
     them is forgotten, so that the next call starts from the trained network again.
     """
     buffers = dict(network.named_buffers()) if network.training else {}
-    known = _all_names(network)
+    known, turns = _all_names(network), _Turns()
 
     def forward(params: Params, inputs: Inputs) -> Tensor:
         _require_known(params, known)
         lent = {name: b.clone() for name, b in buffers.items() if name not in params}
         arguments, keywords = as_arguments(inputs)
-        return as_outputs(_lend(network, {**lent, **params}, arguments, keywords))
+        tensors = {**lent, **params}
+        with turns:
+            returned = torch.func.functional_call(network, tensors, arguments, keywords)
+        return as_outputs(returned)
 
     return forward
-
-
-def _lend(network: nn.Module, tensors: Params, arguments: Any, keywords: Any) -> Any:
-    """Call a network with other tensors in place of its own."""
-    with _ONE_AT_A_TIME:
-        return torch.func.functional_call(network, dict(tensors), arguments, keywords)
 
 
 def _all_names(network: nn.Module) -> frozenset[str]:

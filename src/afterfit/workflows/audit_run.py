@@ -9,6 +9,7 @@ from typing import final
 import pandas as pd
 
 from afterfit.problem.data import Batches
+from afterfit.problem.folder import alone_in_folder
 from afterfit.report import (
     Page,
     Section,
@@ -37,6 +38,7 @@ class AuditRun:
         return self.folder / "report.html"
 
 
+@alone_in_folder
 def run_audit(
     trained: Trained,
     folder: Path,

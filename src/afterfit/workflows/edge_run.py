@@ -23,6 +23,7 @@ from afterfit.graph.rectify import Rectified, rectify, suited_method
 from afterfit.graph.rules import Rule, opponents
 from afterfit.graph.target import validation_loss
 from afterfit.graph.trained import TrainedGraph
+from afterfit.problem.folder import alone_in_folder
 from afterfit.report import (
     Page,
     Section,
@@ -74,6 +75,7 @@ class EdgeRun:
         return self.folder / "report.html"
 
 
+@alone_in_folder
 def run_edges(
     trained: TrainedGraph,
     folder: Path,

@@ -26,6 +26,7 @@ from afterfit.influence.trace import TrainingTrace
 from afterfit.influence.unlearning import Unlearning
 from afterfit.problem.data import Batches
 from afterfit.problem.ensemble import fingerprint
+from afterfit.problem.folder import alone_in_folder
 from afterfit.report import (
     LabelPage,
     label_page,
@@ -59,6 +60,7 @@ class LabelRun:
         return self.folder / "report.html"
 
 
+@alone_in_folder
 def run_labels(
     trained: Trained,
     folder: Path,

@@ -25,6 +25,7 @@ from afterfit.influence.simple import margin_scores
 from afterfit.influence.trace import TrainingTrace
 from afterfit.influence.unlearning import Unlearning
 from afterfit.problem.data import Batches
+from afterfit.problem.folder import alone_in_folder
 from afterfit.problem.likelihood import Categorical, PerSample
 from afterfit.problem.persample import losses, outputs
 from afterfit.problem.problem import Problem
@@ -131,6 +132,7 @@ def find_label_issues(
     ).issues  # fmt: skip
 
 
+@alone_in_folder
 def analyze_labels(
     problem: Problem,
     train: Batches,

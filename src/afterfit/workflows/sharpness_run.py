@@ -12,6 +12,7 @@ from torch import Generator
 from afterfit.curvature import ggn
 from afterfit.linalg import spectrum
 from afterfit.problem.data import Batches
+from afterfit.problem.folder import alone_in_folder
 from afterfit.problem.persample import losses, outputs
 from afterfit.problem.problem import Problem
 from afterfit.problem.transform import connectivity
@@ -89,6 +90,7 @@ class SharpnessRun:
         )
 
 
+@alone_in_folder
 def run_sharpness(
     trained: Trained,
     folder: Path,

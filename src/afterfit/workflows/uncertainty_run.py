@@ -14,6 +14,7 @@ from afterfit.curvature import diagonal
 from afterfit.evaluate import reliability
 from afterfit.posterior import Predictive, laplace, predict
 from afterfit.problem.data import Batches
+from afterfit.problem.folder import alone_in_folder
 from afterfit.problem.problem import Problem
 from afterfit.problem.transform import connectivity
 from afterfit.report import (
@@ -66,6 +67,7 @@ class UncertaintyRun:
         return self.folder / "report.html"
 
 
+@alone_in_folder
 def run_uncertainty(
     trained: Trained,
     folder: Path,

@@ -1,6 +1,7 @@
 """Every way of using parameters: layer by layer it gives what whole Jacobians give."""
 
-from functools import partial
+import warnings
+from functools import cache, partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.testing import assert_close
 
 from afterfit.curvature import (
     KroneckerBlock,
+    NamedBlock,
     diagonal,
     estimate_ggn_trace,
     estimate_squared_jacobian_trace,
@@ -31,12 +33,26 @@ from afterfit.problem import (
     linearize,
     restrict,
 )
+from afterfit.sharpness import connectivity_sharpness
 from tests import truth
 from tests.unit.curvature.zoo import NUM_SAMPLES, SCALARS, ZOO, build
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),
+    pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated"),
+]
 EVERY = pytest.mark.parametrize("name", ZOO)
+
+
+TIGHT = {"rtol": 1e-10, "atol": 1e-10}
+
+
+@cache
+def dense(name: str) -> tuple[Tensor, Tensor]:
+    """Jacobian and generalized Gauss-Newton matrix of a network, by their definitions."""
+    problem, data = case(name)
+    return truth.jacobian(problem, data), truth.ggn(problem, data)
 
 
 def case(name: str, batch_size: int = 3) -> tuple[Problem, Batches]:
@@ -54,15 +70,60 @@ def test_what_is_not_covered_is_known_by_name(name: str):
 @EVERY
 def test_the_diagonal_is_that_of_the_definition(name: str):
     problem, data = case(name)
-    expected = truth.ggn(problem, data).diagonal()
-    assert_close(diagonal(problem, data).entries, expected, **EXACT)
+    _, expected = dense(name)
+    assert_close(diagonal(problem, data).entries, expected.diagonal(), **EXACT)
+
+
+def test_the_zoo_is_large():
+    assert len(ZOO) >= 39
+
+
+@EVERY
+def test_the_trace_and_the_full_posterior_are_those_of_dense_jacobians(name: str):
+    problem, data = case(name)
+    rows, matrix = dense(name)
+    scaled = rows * truth.flat(dict(problem.params))
+    assert connectivity_sharpness(problem, data).total == pytest.approx(
+        float(scaled.square().sum()), rel=1e-10
+    )
+    covariance = torch.linalg.inv(matrix + torch.eye(len(matrix)).double())
+    found = laplace(problem, data, prior_scale=1.0)
+    assert_close(found.variances(), covariance.diagonal(), **TIGHT)
+    index, _, covariances = zip(*found.covariances(data), strict=True)
+    expected = rows @ covariance @ rows.mT
+    assert_close(torch.cat(covariances)[torch.cat(index).argsort()], expected, **TIGHT)
+
+
+@EVERY
+def test_products_with_the_matrix_exist_for_all(name: str):
+    problem, data = case(name)
+    columns = torch.randn(problem.num_params, 2, generator=Generator().manual_seed(2)).double()
+    assert_close(ggn(problem, data) @ columns, dense(name)[1] @ columns, **EXACT)
+
+
+@EVERY
+def test_kronecker_curvature_has_a_rule_or_says_what_gets_the_diagonal(name: str):
+    problem, data = case(name)
+    uncovered = {n for n in problem.params if n in ZOO[name].uncovered}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = kfac(problem, data)
+    named = {n for n in problem.params if any(f"{n} (used by" in str(w.message) for w in said)}
+    assert named == uncovered
+    rest = {n for b in found.blocks if isinstance(b, NamedBlock) for n in b.names}
+    assert uncovered <= rest
+    exact, places = dense(name)[1].diagonal(), zip(found.blocks, found.parts(), strict=True)
+    for block, where in places:
+        if isinstance(block, NamedBlock):
+            assert_close(block.to_dense().diagonal(), exact[where], **EXACT)
+    assert found.shape == (problem.num_params, problem.num_params)
 
 
 @EVERY
 def test_jacobians_in_factors_multiply_out_to_the_rows(name: str):
     problem, data = case(name)
     relative = connectivity(problem)
-    expected = truth.jacobian(problem, data) * truth.flat(dict(problem.params))
+    expected = dense(name)[0] * truth.flat(dict(problem.params))
     found = torch.full_like(expected, float("nan"))
     for part in layer_jacobians(relative, data):
         assert_close(part.outputs, truth.outputs(problem, data)[part.index], **EXACT)
@@ -82,7 +143,7 @@ def test_probes_of_each_sample_estimate_the_trace_within_their_error(name: str):
     found = estimate_squared_jacobian_trace(relative, data, 40, Generator().manual_seed(1))
     assert abs(found.value - exact) <= 5 * found.stderr + 1e-9 * exact
     assert found.stderr < 0.3 * exact
-    curved = float(truth.ggn(problem, data).trace())
+    curved = float(dense(name)[1].trace())
     estimated = estimate_ggn_trace(problem, data, 40, Generator().manual_seed(1))
     assert abs(estimated.value - curved) <= 5 * estimated.stderr + 1e-9 * curved
 

@@ -1,50 +1,25 @@
 """Small networks with every way of using parameters that the layer rules know, and some others."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import final
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from tests.unit.curvature.zoo_odd import ODD
+from tests.unit.curvature.zoo_parts import (
+    IMAGE,
+    ROWS,
+    WAVE,
+    Kind,
+    Lambda,
+    conv,
+    linear,
+    parameter,
+    sequence,
+)
+
 NUM_SAMPLES = 4
-
-
-@final
-class Lambda(nn.Module):
-    """A module with some parts and the function that runs them."""
-
-    def __init__(self, run: Callable[..., Tensor], **parts: nn.Module | nn.Parameter) -> None:
-        nn.Module.__init__(self)
-        for name, part in parts.items():
-            setattr(self, name, part)
-        self.run = run
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
-
-
-def parameter(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(shape))
-
-
-def seen(self: nn.Module, x: Tensor) -> Tensor:
-    """Body, mean over all but the first two axes, head."""
-    hidden = self.body(x)
-    return self.head(hidden.flatten(2).mean(2).tanh())
-
-
-def conv(body: nn.Module, channels: int) -> nn.Module:
-    return Lambda(seen, body=body, head=nn.Linear(channels, 2))
-
-
-def sequence(body: nn.Module) -> nn.Module:
-    return Lambda(lambda self, x: self.head(self.body(x).mean(1).tanh()), body=body, head=linear())
-
-
-def linear() -> nn.Module:
-    return nn.Linear(4, 2)
 
 
 def attend(self: nn.Module, x: Tensor) -> Tensor:
@@ -112,18 +87,6 @@ def pooled(kind: str) -> Callable[[nn.Module, Tensor], Tensor]:
     return run
 
 
-@final
-@dataclass(frozen=True)
-class Kind:
-    """How a network is built, what one sample is, and what no rule covers."""
-
-    build: Callable[[], nn.Module]
-    shape: tuple[int, ...]
-    uncovered: tuple[str, ...] = ()
-    tokens: bool = False
-
-
-IMAGE, WAVE, ROWS = (4, 5, 6), (4, 9), (3, 4)
 ZOO: Mapping[str, Kind] = {
     "conv1d": Kind(lambda: conv(nn.Conv1d(4, 6, 3, 2, 1, 2, groups=2), 6), WAVE),
     "conv2d": Kind(lambda: conv(nn.Conv2d(4, 6, (3, 2), (2, 1), (1, 0), (1, 2)), 6), IMAGE),
@@ -137,14 +100,10 @@ ZOO: Mapping[str, Kind] = {
     "batch-norm2d": Kind(lambda: conv(nn.BatchNorm2d(4), 4), IMAGE),
     "batch-norm1d": Kind(lambda: conv(nn.BatchNorm1d(4), 4), WAVE),
     "group-norm": Kind(lambda: conv(nn.GroupNorm(2, 4), 4), IMAGE),
-    "instance-norm": Kind(
-        lambda: conv(nn.InstanceNorm2d(4, affine=True), 4), IMAGE, ("body.weight", "body.bias")
-    ),
+    "instance-norm": Kind(lambda: conv(nn.InstanceNorm2d(4, affine=True), 4), IMAGE),
     "layer-norm": Kind(lambda: sequence(nn.LayerNorm((3, 4))), ROWS),
     "rms-norm": Kind(lambda: sequence(nn.RMSNorm(4)), ROWS),
-    "transposed": Kind(
-        lambda: conv(nn.ConvTranspose2d(4, 3, 2), 3), IMAGE, ("body.weight", "body.bias")
-    ),
+    "transposed": Kind(lambda: conv(nn.ConvTranspose2d(4, 3, 2), 3), IMAGE),
     "attention": Kind(
         lambda: Lambda(attend, body=nn.MultiheadAttention(4, 2, batch_first=True), head=linear()),
         ROWS,
@@ -208,7 +167,6 @@ ZOO: Mapping[str, Kind] = {
     "recurrent": Kind(
         lambda: Lambda(recurrent, body=nn.LSTM(4, 4, batch_first=True), head=linear()),
         ROWS,
-        ("body.weight_ih_l0", "body.weight_hh_l0", "body.bias_ih_l0", "body.bias_hh_l0"),
     ),
     "weight-norm": Kind(
         lambda: nn.Sequential(
@@ -220,7 +178,6 @@ ZOO: Mapping[str, Kind] = {
     "in-place": Kind(
         lambda: Lambda(added_in_place, first=nn.Linear(4, 4), shift=parameter(4), head=linear()),
         (4,),
-        ("shift",),
     ),
     "temperature": Kind(
         lambda: Lambda(lambda self, x: self.head(x) / self.t.exp(), head=linear(), t=parameter()),
@@ -237,6 +194,7 @@ ZOO: Mapping[str, Kind] = {
         (4,),
     ),
     "max": Kind(lambda: Lambda(pooled("amax"), body=nn.Conv2d(4, 4, 2), head=linear()), IMAGE),
+    **ODD,
 }
 
 
