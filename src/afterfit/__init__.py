@@ -5,7 +5,7 @@ raise the loss. Losses are per sample, in nats.
 """
 
 from afterfit.curvature import diagonal, ekfac, ggn, kfac
-from afterfit.evaluate import budget_cut, expected_false_discovery_cut, otsu_cut
+from afterfit.evaluate import budget_cut, otsu_cut
 from afterfit.influence import (
     GEX,
     LossCovariance,
@@ -78,7 +78,6 @@ __all__ = [
     "covariance",
     "diagonal",
     "ekfac",
-    "expected_false_discovery_cut",
     "find_label_issues",
     "ggn",
     "kfac",

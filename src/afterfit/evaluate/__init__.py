@@ -34,30 +34,15 @@ from afterfit.evaluate.correlation import (
     kendall_interval,
 )
 from afterfit.evaluate.planted import PlantedFit, fit_planted
-from afterfit.evaluate.separation import (
-    Dip,
-    Mixture,
-    Otsu,
-    dip,
-    otsu,
-    two_component_mixture,
-)
-from afterfit.evaluate.threshold import (
-    Cut,
-    budget_cut,
-    expected_false_discovery_cut,
-    otsu_cut,
-    probability_cut,
-)
+from afterfit.evaluate.separation import Otsu, otsu
+from afterfit.evaluate.threshold import Cut, budget_cut, otsu_cut, probability_cut
 
 __all__ = [
     "Correlation",
     "Cut",
-    "Dip",
     "EqualMass",
     "EqualWidth",
     "Granulated",
-    "Mixture",
     "Otsu",
     "PlantedFit",
     "Reliability",
@@ -70,9 +55,7 @@ __all__ = [
     "brier_score",
     "budget_cut",
     "crps",
-    "dip",
     "expected_calibration_error",
-    "expected_false_discovery_cut",
     "false_positive_rate",
     "fit_planted",
     "gaussian_negative_log_likelihood",
@@ -90,5 +73,4 @@ __all__ = [
     "probability_cut",
     "recall_at",
     "reliability",
-    "two_component_mixture",
 ]
