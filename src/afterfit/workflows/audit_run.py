@@ -13,7 +13,7 @@ from afterfit.report import (
     Page,
     Section,
     movement_plot,
-    section_page,
+    page_html,
     write_table_atomic,
     write_text_atomic,
 )
@@ -73,7 +73,7 @@ def run_audit(
         name: {str(k): float(v) for k, v in row.items()} for name, row in found.moves.iterrows()
     }
     write_text_atomic(folder / "result.json", json.dumps(result, indent=1))
-    write_text_atomic(folder / "report.html", section_page(_audit_page(title, found, data)))
+    write_text_atomic(folder / "report.html", page_html(_audit_page(title, found, data)))
     return AuditRun(found, folder)
 
 

@@ -28,8 +28,8 @@ from afterfit.report import (
     Section,
     additivity_plot,
     ego_graph_plot,
+    page_html,
     rounds_plot,
-    section_page,
     write_table_atomic,
     write_text_atomic,
 )
@@ -117,7 +117,7 @@ def run_edges(
     figures = _figures(influence, pairs, rectified)
     write_text_atomic(folder / "result.json", json.dumps(figures, indent=1, allow_nan=False))
     page = _page(title, trained, problem, influence, pairs, rectified, figures)
-    write_text_atomic(folder / "report.html", section_page(page))
+    write_text_atomic(folder / "report.html", page_html(page))
     return EdgeRun(influence, rectified, folder, figures)
 
 

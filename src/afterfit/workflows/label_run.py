@@ -27,8 +27,9 @@ from afterfit.influence.unlearning import Unlearning
 from afterfit.problem.data import Batches
 from afterfit.problem.ensemble import fingerprint
 from afterfit.report import (
-    LabelPage,
+    Page,
     label_page,
+    page_html,
     sample_html,
     write_table_atomic,
     write_text_atomic,
@@ -96,7 +97,7 @@ def run_labels(
     write_text_atomic(folder / "result.json", json.dumps(result, indent=1, allow_nan=False))
     write_text_atomic(folder / "run.toml", _toml(chosen, analysis, facts))
     page = _page(title, trained, train, analysis, figures)
-    write_text_atomic(folder / "report.html", label_page(page))
+    write_text_atomic(folder / "report.html", page_html(page))
     return LabelRun(analysis, folder, figures)
 
 
@@ -219,13 +220,13 @@ def _page(
     train: Batches,
     analysis: LabelAnalysis,
     figures: dict[str, float],
-) -> LabelPage:
+) -> Page:
     table = analysis.issues
     flagged = 0 if analysis.cut is None else int(analysis.cut.is_issue.sum())
     shown = min(SHOWN, len(table), max(12, flagged))
     samples = [sample_html(_look(trained, train, int(i))) for i in table.index[:shown]]
     truth = None if trained.wrong is None else trained.wrong.cpu().numpy().astype(bool)
-    return LabelPage(
+    return label_page(
         title=title,
         issues=table.reset_index(),
         scores=analysis.scores.value.cpu().numpy(),

@@ -18,7 +18,7 @@ from afterfit.problem.transform import connectivity
 from afterfit.report import (
     Page,
     Section,
-    section_page,
+    page_html,
     share_plot,
     write_table_atomic,
     write_text_atomic,
@@ -119,7 +119,7 @@ def run_sharpness(
     write_table_atomic(folder / "measures.csv", run.to_pandas())
     write_text_atomic(folder / "result.json", json.dumps(_result(run, data), indent=1))
     page = _sharpness_page(title, problem, data, run)
-    write_text_atomic(folder / "report.html", section_page(page))
+    write_text_atomic(folder / "report.html", page_html(page))
     return run
 
 

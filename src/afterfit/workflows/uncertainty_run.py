@@ -21,8 +21,8 @@ from afterfit.report import (
     Page,
     Section,
     band_plot,
+    page_html,
     reliability_plot,
-    section_page,
     write_table_atomic,
     write_text_atomic,
 )
@@ -112,7 +112,7 @@ def run_uncertainty(
     result = {"best": calibration.best, "ways": json.loads(ways.to_json(orient="records"))}
     write_text_atomic(folder / "result.json", json.dumps(result, indent=1))
     page = _page(title, calibration, ways, test, bands, problem)
-    write_text_atomic(folder / "report.html", section_page(page))
+    write_text_atomic(folder / "report.html", page_html(page))
     return UncertaintyRun(calibration, folder)
 
 
