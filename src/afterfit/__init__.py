@@ -17,7 +17,6 @@ from afterfit.influence import (
     published,
     secant,
     second_moment,
-    to_stderr,
 )
 from afterfit.posterior import Predictive, laplace, predict
 from afterfit.problem import (
@@ -95,7 +94,6 @@ __all__ = [
     "run_labels",
     "secant",
     "second_moment",
-    "to_stderr",
     "verify",
     "with_positions",
 ]
