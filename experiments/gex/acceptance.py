@@ -29,8 +29,8 @@ from sklearn.datasets import load_digits
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from afterfit import GEX, Batches, Categorical, Problem, TrainingStream, otsu_cut
-from afterfit.evaluate import auc, average_precision
+from afterfit import GEX, Batches, Categorical, Problem, TrainingStream
+from afterfit.evaluate import auc, average_precision, otsu_cut
 from afterfit.influence import LossCovariance, secant, second_moment
 from afterfit.influence.arnoldi import ArnoldiInfluence
 from afterfit.influence.baselines import gradient_norm_scores

@@ -6,6 +6,7 @@ Four members a setting, no search. The truth is used to print average precision,
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import cells
@@ -20,8 +21,8 @@ from afterfit.problem import losses
 from afterfit.sampling import Diverged, cosine, warm_cosine
 
 SHAPES = {
-    "cosine": GeometricEnsemble(schedule=cosine, clip=None),
-    "warm, clipped": GeometricEnsemble(schedule=warm_cosine, clip=1.0),
+    "cosine": partial(GeometricEnsemble, schedule=cosine, clip=None),
+    "warm, clipped": partial(GeometricEnsemble, schedule=warm_cosine, clip=1.0),
 }
 
 

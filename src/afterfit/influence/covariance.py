@@ -131,10 +131,6 @@ class Scores:
     value: Tensor
     stderr: Tensor
 
-    def differs_from_zero(self, errors: float = 2.0) -> Tensor:
-        """Whether a score is more than so many standard errors away from zero."""
-        return self.value.abs() > errors * self.stderr
-
 
 def by_rows(
     table: LossTable, compute: Callable[[LossTable], Float[Tensor, "*q n"]]

@@ -9,7 +9,9 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -31,7 +33,8 @@ from afterfit.problem.ensemble import MemberStore, MemoryStore, Store, settings_
 from afterfit.problem.persample import losses
 from afterfit.problem.problem import Problem
 from afterfit.sampling.forecast import forecast, within_budget
-from afterfit.sampling.geometric import GeometricEnsemble, named, reference
+from afterfit.sampling.geometric import GeometricEnsemble, reference
+from afterfit.sampling.naming import named
 from afterfit.sampling.temperature import (
     GRID,
     HOTTEST_ADAM,
@@ -76,7 +79,8 @@ class GEX:
     max_trials, cap
         Of the search for the rate: members to try, and the largest median loss in nats.
     sampler
-        The rest of the sampler's settings: schedule, optimizer, clipping, restarts, BatchNorm.
+        Makes the sampler from the settings above; ``partial(GeometricEnsemble, clip=None)`` has
+        the rest of them: schedule, optimizer, clipping, restarts, BatchNorm.
 
     References
     ----------
@@ -100,7 +104,7 @@ class GEX:
     budget: float | int | None = None
     max_trials: int = 6
     cap: float | int | None = None
-    sampler: GeometricEnsemble = GeometricEnsemble()
+    sampler: Callable[..., GeometricEnsemble] = GeometricEnsemble
 
     reference = "Kim, Kim and Yang 2023, GEX: A flexible method for approximating influence via Geometric Ensemble, NeurIPS"  # noqa: E501
 
@@ -115,33 +119,14 @@ class GEX:
         if self.max_trials < 1:
             message = f"GEX: max_trials is {self.max_trials}, expected at least 1"
             raise ValueError(message)
-        self._require_agreement()
-        self._template(self.sampler.weight_decay)
+        self._made(0.0)
 
-    def _require_agreement(self) -> None:
-        """Settings that stand here too are read here: a sampler that has others is refused."""
-        usual = GeometricEnsemble()
-        for name in ("members", "steps", "chains", "seed", "learning_rate", "weight_decay"):
-            given, own = getattr(self.sampler, name), getattr(self, name)
-            if given not in (getattr(usual, name), own):
-                message = (
-                    f"GEX: the sampler has {name}={given!r} and GEX has {name}={own!r}, expected "
-                    f"one of them to speak: pass {name} to GEX, and the rest of the settings "
-                    "(schedule, optimizer, clipping, restarts) in the sampler"
-                )
-                raise ValueError(message)
-
-    def _template(self, weight_decay: float) -> GeometricEnsemble:
-        rate = self.sampler.learning_rate if self.learning_rate == "auto" else self.learning_rate
-        return replace(
-            self.sampler,
-            members=self.members,
-            steps=self.steps,
-            chains=self.chains,
-            seed=self.seed,
-            learning_rate=float(rate),
-            weight_decay=weight_decay,
-        )
+    def _made(self, weight_decay: float) -> GeometricEnsemble:
+        rate = {} if self.learning_rate == "auto" else {"learning_rate": float(self.learning_rate)}
+        return self.sampler(
+            members=self.members, steps=self.steps, chains=self.chains, seed=self.seed,
+            weight_decay=weight_decay, **rate,
+        )  # fmt: skip
 
     def fit(
         self,
@@ -174,9 +159,9 @@ class GEX:
         stream = self._stream(train, fit)
         losses(problem, train)  # what is wrong with the data is said before anything is trained
         if self.weight_decay == "auto":
-            sampler = forgetting(problem, self._template(0.0))
+            sampler = forgetting(problem, self._made(0.0))
         else:
-            sampler = self._template(float(self.weight_decay))
+            sampler = self._made(float(self.weight_decay))
         trials = self.max_trials if self.learning_rate == "auto" else 0
         if self.budget is not None:
             sampler, trials = within_budget(sampler, stream, trials, self.budget)
@@ -238,7 +223,7 @@ class GEX:
         path = None if folder is None else Path(folder) / "search.json"
         if path is not None and path.exists() and store.holds(0, 0):
             return _read_search(path)
-        limit = GRID[-1] if sampler.step is self.sampler.step else HOTTEST_ADAM
+        limit = GRID[-1] if sampler.step is self._made(0.0).step else HOTTEST_ADAM
         search, made = find_learning_rate(problem, train, stream, sampler, trials, self.cap, limit)
         if not search.found:
             warnings.warn(
@@ -261,7 +246,7 @@ def published(members: int = 32, seed: int = 0) -> GEX:
     It is slow (800 steps a member) and the floor hurts on memorized data; it is here so that the
     paper can be reproduced. The sampler is :func:`afterfit.sampling.reference`.
     """
-    sampler = replace(reference(seed), members=members)
+    sampler = reference(seed)
     return GEX(
         members=members,
         steps=sampler.steps,
@@ -272,7 +257,7 @@ def published(members: int = 32, seed: int = 0) -> GEX:
         losses="members",
         move=floored_secant(0.05),
         moment=second_moment,
-        sampler=sampler,
+        sampler=partial(replace, sampler),
     )
 
 

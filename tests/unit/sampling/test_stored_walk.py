@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from afterfit.problem import Batches, Member, MemberStore, Problem, TrainingStream
 from afterfit.problem.ensemble import settings_key
 from afterfit.sampling import GeometricEnsemble, cosine, reference, sgd
-from afterfit.sampling.geometric import named
+from afterfit.sampling.naming import named
 from tests.cases import make_case
 
 SHORT = GeometricEnsemble(members=4, steps=3, learning_rate=0.3, way="alone")

@@ -305,7 +305,6 @@ def test_what_cannot_be_trained_together_says_so_and_is_trained_alone_by_default
     with pytest.raises(RuntimeError, match="vmap"):
         list(replace(sampler, way="together").walk(problem, fit))
     assert len(list(sampler.walk(problem, fit))) == 2
-    assert len(list(replace(sampler, way="fastest").walk(problem, fit))) == 2
 
 
 def clock(ticks: Iterable[float]) -> Callable[[], float]:
@@ -313,14 +312,13 @@ def clock(ticks: Iterable[float]) -> Callable[[], float]:
     return accumulate(cycle(ticks)).__next__
 
 
-@pytest.mark.parametrize("way", ["fastest", "alone"])
 def test_no_clock_decides_what_the_members_of_several_chains_are(
-    way: Any, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    """Dropout draws otherwise where chains are trained together; alone is what both mean."""
+    """Dropout draws otherwise where chains are trained together."""
     _, problem, data = parts("mlp")
     fit = TrainingStream(data, 3)
-    sampler = GeometricEnsemble(members=4, chains=2, steps=16, learning_rate=0.1, way=way)
+    sampler = GeometricEnsemble(members=4, chains=2, steps=16, learning_rate=0.1)
     found = []
     for ticks in ((1.0, 9.0, 1.0, 1.0), (1.0, 1.0, 1.0, 9.0)):
         with monkeypatch.context() as patch:

@@ -17,22 +17,20 @@ from afterfit import (
     Batches,
     Gaussian,
     GeometricEnsemble,
-    LossCovariance,
     Problem,
     Unlearning,
     analyze_labels,
-    budget_cut,
     corrected_labels,
     find_label_issues,
     prune,
-    relabel,
 )
-from afterfit.evaluate import Cut
+from afterfit.evaluate import Cut, budget_cut
+from afterfit.influence import LossCovariance
 from afterfit.influence.baselines import loss_scores
 from afterfit.influence.classic import InfluenceFunction
 from afterfit.influence.tracin import GradientDot
 from afterfit.problem import losses
-from afterfit.workflows import LabelAnalysis, prune_easy, soft_targets, verify
+from afterfit.workflows import LabelAnalysis, prune_easy, relabel, soft_targets, verify
 from afterfit.workflows.suggest import suggested
 from tests import truth
 from tests.cases import CASES, LIKELIHOODS, Case, make_case, name_of, parts_of, select

@@ -26,15 +26,13 @@ from afterfit import (
     analyze_labels,
     corrected_labels,
     find_label_issues,
-    otsu_cut,
     prune,
-    relabel,
-    run_labels,
     verify,
 )
+from afterfit.evaluate import otsu_cut
 from afterfit.influence.baselines import loss_scores
 from afterfit.influence.tracin import GradientDot
-from afterfit.workflows import LabelAnalysis, prune_easy, soft_targets
+from afterfit.workflows import LabelAnalysis, prune_easy, relabel, run_labels, soft_targets
 from tests.listening import heard_by
 
 QUICK = GEX(members=4, steps=6, max_trials=2)

@@ -24,25 +24,21 @@ from afterfit import (
     Categorical,
     Gaussian,
     GeometricEnsemble,
-    LossCovariance,
     PerSample,
     Trained,
     TrainingStream,
     TrainingTrace,
     Unlearning,
-    budget_cut,
-    otsu_cut,
-    run_labels,
 )
-from afterfit.evaluate import auc, average_precision
-from afterfit.influence import CovarianceInfluence
+from afterfit.evaluate import auc, average_precision, budget_cut, otsu_cut
+from afterfit.influence import CovarianceInfluence, LossCovariance
 from afterfit.influence.baselines import loss_scores
-from afterfit.workflows import LabelAnalysis, Run
+from afterfit.workflows import LabelAnalysis, Run, run_labels
 from afterfit.workflows.label_run import MEASURED
 from tests.listening import heard_by
 
 FILES = {"scores.csv", "result.json", "run.toml", "report.html"}
-QUICK = GEX(members=4, steps=4, learning_rate=0.1, sampler=GeometricEnsemble(way="alone"))
+QUICK = GEX(members=4, steps=4, learning_rate=0.1)
 SEARCHING = replace(QUICK, learning_rate="auto", max_trials=3)
 WALKS = Unlearning(rates=(0.0125, 0.025, 0.05, 0.1), epochs=0.1)
 
