@@ -17,20 +17,10 @@ from afterfit.problem.ensemble import Member, Store
 from afterfit.problem.problem import Problem, move
 from afterfit.problem.randomness import preserved_random_state
 from afterfit.sampling.naming import named
-from afterfit.sampling.walk import (
-    Rule,
-    Schedule,
-    Start,
-    Step,
-    Stop,
-    stages_of,
-    train_alone,
-    train_together,
-)
+from afterfit.sampling.walk import Rule, Schedule, Start, Step, train_alone
 from afterfit.typing import Params
 
 _RECALIBRATION_PASSES = 50
-_WAYS = {"alone": train_alone, "together": train_together}
 
 
 def cosine(step: int, steps: int) -> float:
@@ -109,10 +99,6 @@ class GeometricEnsemble:
     batch_norm
         ``"kept"``: the running statistics that training leaves; ``"recalibrated"``: re-estimated
         by a pass in training mode at the member's parameters.
-    way
-        Chains are trained ``"alone"``, one after another, or ``"together"`` (stacked, by vmap),
-        which may be faster for small networks. The two differ by rounding, which a long walk
-        amplifies, and in what dropout draws.
     seed
         Of the order of the data, the augmentation and dropout.
 
@@ -133,7 +119,6 @@ class GeometricEnsemble:
     chains: int = 1
     restart: Literal["continue", "trained"] = "continue"
     batch_norm: Literal["kept", "recalibrated"] = "kept"
-    way: Literal["alone", "together"] = "alone"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -158,8 +143,8 @@ class GeometricEnsemble:
         return [(i % self.chains, i // self.chains) for i in range(self.members)]
 
     def key(self) -> str:
-        """What a member depends on; not how many there are, nor how they are computed."""
-        made = {n: v for n, v in sorted(vars(self).items()) if n not in ("members", "way")}
+        """What a member depends on; not how many there are."""
+        made = {n: v for n, v in sorted(vars(self).items()) if n != "members"}
         return f"{type(self).__name__} { {name: named(value) for name, value in made.items()} }"
 
     def describe(self, fit: TrainingStream) -> str:
@@ -186,29 +171,24 @@ class GeometricEnsemble:
         """
         trained = {**problem.params, **problem.buffers}
         last: dict[int, Params] = dict.fromkeys(range(self.chains), trained)
-        order = self.order()
-        for first in range(0, len(order), self.chains):
-            stage = order[first : first + self.chains]
-            ready = [None if store is None else store.load(c, s, problem.device) for c, s in stage]
-            missing = [key for key, member in zip(stage, ready, strict=True) if member is None]
-            starts = [Start(last[c], self._seed_of(c, s)) for c, s in missing]
-            rule = self.rule(fit)
-            way = _WAYS[self.way]
-            stops = stages_of(way, problem, starts, fit, rule) if missing else iter(())
-            for (chain, number), found in zip(stage, ready, strict=True):
-                member = found or self._member(problem, fit, chain, number, next(stops))
-                if store is not None and found is None:
+        for chain, stage in self.order():
+            member = None if store is None else store.load(chain, stage, problem.device)
+            if member is None:
+                member = self._member(problem, fit, last[chain], chain, stage)
+                if store is not None:
                     store.save(member)
-                last[chain] = trained if self.restart == "trained" else member.params
-                yield member
+            last[chain] = trained if self.restart == "trained" else member.params
+            yield member
 
     def _member(
-        self, problem: Problem, fit: TrainingStream, chain: int, stage: int, stop: Stop
+        self, problem: Problem, fit: TrainingStream, params: Params, chain: int, stage: int
     ) -> Member:
-        params = stop.params
+        seed = self._seed_of(chain, stage)
+        (stop,) = train_alone(problem, [Start(params, seed)], fit, self.rule(fit))
+        found = stop.params
         if self.batch_norm == "recalibrated":
-            params = recalibrated(problem, params, fit, self._seed_of(chain, stage) + 1)
-        return Member(params, chain, stage, stop.seen)
+            found = recalibrated(problem, found, fit, seed + 1)
+        return Member(found, chain, stage, stop.seen)
 
     def _seed_of(self, chain: int, stage: int) -> int:
         return ((self.seed * 1_009 + chain) * 1_000_003 + stage * 2) % 2**63

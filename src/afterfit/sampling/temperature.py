@@ -188,7 +188,7 @@ def _try(
     made: dict[float, Member],
 ) -> Trial:
     rate = sampler.learning_rate
-    one = replace(sampler, members=1, chains=1, way="alone")
+    one = replace(sampler, members=1, chains=1)
     try:
         member = next(one.walk(problem, fit))
         column = losses(problem, train, member.params)

@@ -33,7 +33,7 @@ from tests.listening import heard_by
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
 MOMENTS = (second_moment, covariance, mean_move)
 every_moment = pytest.mark.parametrize("moment", MOMENTS)
-WALK = GeometricEnsemble(members=5, steps=3, learning_rate=0.2, way="alone")
+WALK = GeometricEnsemble(members=5, steps=3, learning_rate=0.2)
 
 
 def case() -> Case:

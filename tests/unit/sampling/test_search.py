@@ -119,7 +119,7 @@ def test_the_member_of_the_chosen_rate_is_the_first_of_the_ensemble():
     case = make_case("batch-norm", "categorical")
     fit = TrainingStream(case.data, 3)
     found, made = find_learning_rate(case.problem, case.data, fit, SAMPLER, 3, cap=9.0)
-    chosen = replace(SAMPLER, learning_rate=found.learning_rate, way="alone")
+    chosen = replace(SAMPLER, learning_rate=found.learning_rate)
     first, kept = next(chosen.walk(case.problem, fit)), made[found.learning_rate]
     assert (kept.chain, kept.stage) == (0, 0)
     assert all(torch.equal(value, kept.params[name]) for name, value in first.params.items())

@@ -188,7 +188,7 @@ def test_any_influence_method_is_scored_by_its_self_influence(method: Any):
 
 def test_members_of_any_sampler_bring_their_errors():
     case = make_case("mlp", "categorical")
-    method = LossCovariance(GeometricEnsemble(members=4, steps=2, way="alone"))
+    method = LossCovariance(GeometricEnsemble(members=4, steps=2))
     found = analyzed(case, method)
     expected = method.fit(case.problem, case.data).self_influence()
     assert torch.equal(found.scores.value, expected.value)
