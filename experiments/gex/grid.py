@@ -15,7 +15,7 @@ import torch
 
 from afterfit import GEX, Batches, Categorical, GeometricEnsemble, Problem, TrainingStream
 from afterfit.evaluate import average_precision, otsu
-from afterfit.influence import level, mean_move, second_moment
+from afterfit.influence import loss_there, product_of_means, uncentered_moment
 from afterfit.influence.covariance import self_influence
 from afterfit.problem import losses
 from afterfit.sampling import Diverged, cosine, warm_cosine
@@ -52,14 +52,14 @@ def main() -> None:
                 method = GEX(members=4, learning_rate=rate, weight_decay=decay, sampler=sampler)
                 try:
                     table = method.fit(problem, batches, stream).table
-                    default = self_influence(table, level, mean_move)
+                    default = self_influence(table, loss_there, product_of_means)
                     separability = otsu(default.sqrt()).separability
                 except (Diverged, ValueError):  # losses, or their squares, are not finite
                     print(f"{name:14s} decay {decay:<7g} rate {rate:<5g} diverged")
                     continue
                 after = torch.arange(table.columns.shape[1]) < 4  # the losses at the members
                 members = table.columns[:, after] - table.trained[:, None]
-                paper = second_moment(members).square().mean(1)
+                paper = uncentered_moment(members).square().mean(1)
                 print(
                     f"{name:14s} decay {decay:<7g} rate {rate:<5g} "
                     f"{average_precision(default, job.wrong):.3f} "

@@ -28,7 +28,7 @@ from afterfit.cli.factory import FactoryError, load_trained
 from afterfit.cli.sharpness import audit, sharpness, uncertainty
 from afterfit.evaluate.threshold import budget_cut, otsu_cut
 from afterfit.influence import baselines
-from afterfit.influence.gex import GEX, published
+from afterfit.influence.gex import GEX, published_gex
 from afterfit.influence.trace import TrainingTrace
 from afterfit.influence.unlearning import Unlearning
 from afterfit.workflows.citations import CONNECTIVITY, RECTIFICATION
@@ -149,7 +149,7 @@ def labels(
             batch_size=batch_size, seed=seed,
         )  # fmt: skip
     elif method == "gex-published":
-        chosen = published(members=32 if members is None else members, seed=seed)
+        chosen = published_gex(members=32 if members is None else members, seed=seed)
     elif method in SCORES:
         chosen = SCORES[method]
     else:

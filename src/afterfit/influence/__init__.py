@@ -4,14 +4,14 @@ from afterfit.influence.covariance import (
     LossTable,
     Scores,
     covariance,
-    floored_secant,
-    level,
-    mean_move,
-    secant,
-    second_moment,
+    loss_there,
+    product_of_means,
+    there_minus_floored_here,
+    there_minus_here,
+    uncentered_moment,
 )
 from afterfit.influence.evidence import LabelEvidence, Share
-from afterfit.influence.gex import GEX, published
+from afterfit.influence.gex import GEX, published_gex
 from afterfit.influence.loss_covariance import CovarianceInfluence, LossCovariance
 from afterfit.influence.table import member_losses, seen_losses, tangents
 from afterfit.influence.trace import TrainingTrace
@@ -28,13 +28,13 @@ __all__ = [
     "TrainingTrace",
     "Unlearning",
     "covariance",
-    "floored_secant",
-    "level",
-    "mean_move",
+    "loss_there",
     "member_losses",
-    "published",
-    "secant",
-    "second_moment",
+    "product_of_means",
+    "published_gex",
     "seen_losses",
     "tangents",
+    "there_minus_floored_here",
+    "there_minus_here",
+    "uncentered_moment",
 ]

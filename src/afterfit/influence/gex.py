@@ -21,11 +21,11 @@ from afterfit.influence.covariance import (
     Moment,
     Move,
     covariance,
-    floored_secant,
-    level,
-    mean_move,
-    secant,
-    second_moment,
+    loss_there,
+    product_of_means,
+    there_minus_floored_here,
+    there_minus_here,
+    uncentered_moment,
 )
 from afterfit.influence.loss_covariance import CovarianceInfluence, LossCovariance, Recorded
 from afterfit.problem.data import Augment, Batches, TrainingStream
@@ -35,13 +35,13 @@ from afterfit.problem.problem import Problem
 from afterfit.sampling.forecast import forecast, within_budget
 from afterfit.sampling.geometric import GeometricEnsemble, reference
 from afterfit.sampling.naming import named
-from afterfit.sampling.temperature import (
+from afterfit.sampling.rate_search import (
     GRID,
     HOTTEST_ADAM,
     RateSearch,
     Trial,
     find_learning_rate,
-    forgetting,
+    with_forgetting_decay,
 )
 
 _log = logging.getLogger(__name__)
@@ -58,18 +58,18 @@ class GEX:
         As in :class:`~afterfit.sampling.GeometricEnsemble`; ``steps=None`` is two epochs a member.
     learning_rate
         The temperature: ``"auto"`` searches for the rate at which the losses fall into two groups
-        most clearly (:mod:`afterfit.sampling.temperature`) while members know more than a constant
+        most clearly (:mod:`afterfit.sampling.rate_search`) while members know more than a constant
         prediction does; or a number.
     weight_decay
         L2 pull while members train; ``"auto"`` is what
-        :func:`~afterfit.sampling.temperature.forgetting` says, which for embeddings without
-        normalization takes AdamW in place of SGD.
+        :func:`~afterfit.sampling.rate_search.with_forgetting_decay` says, which for embeddings
+        without normalization takes AdamW in place of SGD.
     batch_size, augment
         How members train, unless ``fit`` is given a loader of its own.
     losses
         Self-influence from losses at the ``"members"``, ``"seen"`` in training, or ``"both"``.
     move, moment
-        Of self-influence: see :mod:`afterfit.influence.covariance`. :func:`published` has the
+        Of self-influence: see :mod:`afterfit.influence.covariance`. :func:`published_gex` has the
         paper's.
     cross_move, cross_moment
         Of influence between samples; the covariance by default, whose sign does not depend on
@@ -97,9 +97,9 @@ class GEX:
     chains: int = 1
     seed: int = 0
     losses: Recorded = "both"
-    move: Move = level
-    moment: Moment = mean_move
-    cross_move: Move = secant
+    move: Move = loss_there
+    moment: Moment = product_of_means
+    cross_move: Move = there_minus_here
     cross_moment: Moment = covariance
     budget: float | int | None = None
     max_trials: int = 6
@@ -159,7 +159,7 @@ class GEX:
         stream = self._stream(train, fit)
         losses(problem, train)  # what is wrong with the data is said before anything is trained
         if self.weight_decay == "auto":
-            sampler = forgetting(problem, self._made(0.0))
+            sampler = with_forgetting_decay(problem, self._made(0.0))
         else:
             sampler = self._made(float(self.weight_decay))
         trials = self.max_trials if self.learning_rate == "auto" else 0
@@ -240,7 +240,7 @@ class GEX:
         return search
 
 
-def published(members: int = 32, seed: int = 0) -> GEX:
+def published_gex(members: int = 32, seed: int = 0) -> GEX:
     """GEX with the settings of the authors' scripts, their floor of 0.05 and the second moment.
 
     It is slow (800 steps a member) and the floor hurts on memorized data; it is here so that the
@@ -255,8 +255,8 @@ def published(members: int = 32, seed: int = 0) -> GEX:
         chains=sampler.chains,
         seed=seed,
         losses="members",
-        move=floored_secant(0.05),
-        moment=second_moment,
+        move=there_minus_floored_here(0.05),
+        moment=uncentered_moment,
         sampler=partial(replace, sampler),
     )
 

@@ -92,7 +92,7 @@ class Problem:
             raise ValueError(message)
         _require_finite(params)
         buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
-        evaluating, training = quiet_copy(module).eval(), quiet_copy(module).train()
+        evaluating, training = copy_without_hooks(module).eval(), copy_without_hooks(module).train()
         for network in (evaluating, training):
             network.requires_grad_(requires_grad=False)
         forward = _call(evaluating)
@@ -135,7 +135,7 @@ class Problem:
         return sum(int((scale[name] == 0).sum()) for name in self.params if name in scale)
 
 
-def quiet_copy(module: nn.Module) -> nn.Module:
+def copy_without_hooks(module: nn.Module) -> nn.Module:
     """Copy a module without the hooks that the user put on it, which are not ours to run."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     computed = {

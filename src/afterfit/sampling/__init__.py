@@ -12,7 +12,7 @@ from afterfit.sampling.geometric import (
     warm_cosine,
 )
 from afterfit.sampling.heated import HeatedWalk
-from afterfit.sampling.temperature import RateSearch, Trial, find_learning_rate
+from afterfit.sampling.rate_search import RateSearch, Trial, find_learning_rate
 from afterfit.sampling.walk import Diverged
 
 __all__ = [

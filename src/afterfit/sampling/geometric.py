@@ -17,7 +17,7 @@ from afterfit.problem.ensemble import Member, Store
 from afterfit.problem.problem import Problem, move
 from afterfit.problem.randomness import preserved_random_state
 from afterfit.sampling.naming import named
-from afterfit.sampling.walk import Rule, Schedule, Start, Step, train_alone
+from afterfit.sampling.walk import Schedule, StageTraining, Start, Step, train_alone
 from afterfit.typing import Params
 
 _RECALIBRATION_PASSES = 50
@@ -132,11 +132,11 @@ class GeometricEnsemble:
             message = f"GeometricEnsemble: learning_rate is {self.learning_rate}, expected above 0"
             raise ValueError(message)
 
-    def rule(self, fit: TrainingStream) -> Rule:
+    def stage_training(self, fit: TrainingStream) -> StageTraining:
         """How one stage is trained on this data."""
         steps = self.steps or 2 * max(1, round(fit.num_samples / fit.samples_per_step))
         step = self.step or sgd(self.momentum, self.weight_decay)
-        return Rule(steps, self.learning_rate, self.schedule, step, self.clip)
+        return StageTraining(steps, self.learning_rate, self.schedule, step, self.clip)
 
     def order(self) -> list[tuple[int, int]]:
         """(chain, stage) of the members in the order in which they are made."""
@@ -149,7 +149,7 @@ class GeometricEnsemble:
 
     def describe(self, fit: TrainingStream) -> str:
         """Say in one line what will be made."""
-        rule = self.rule(fit)
+        rule = self.stage_training(fit)
         epochs = rule.steps * fit.samples_per_step / fit.num_samples
         return (
             f"{self.members} members, {self.chains} chain(s), {rule.steps} steps ({epochs:.1f} "
@@ -184,7 +184,7 @@ class GeometricEnsemble:
         self, problem: Problem, fit: TrainingStream, params: Params, chain: int, stage: int
     ) -> Member:
         seed = self._seed_of(chain, stage)
-        (stop,) = train_alone(problem, [Start(params, seed)], fit, self.rule(fit))
+        (stop,) = train_alone(problem, [Start(params, seed)], fit, self.stage_training(fit))
         found = stop.params
         if self.batch_norm == "recalibrated":
             found = recalibrated(problem, found, fit, seed + 1)

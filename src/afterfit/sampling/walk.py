@@ -29,7 +29,7 @@ class Diverged(FloatingPointError):
 
 @final
 @dataclass(frozen=True)
-class Rule:
+class StageTraining:
     """How one stage is trained."""
 
     steps: int
@@ -58,13 +58,13 @@ class Stop:
 
 
 def train_alone(
-    problem: Problem, starts: Sequence[Start], fit: TrainingStream, rule: Rule
+    problem: Problem, starts: Sequence[Start], fit: TrainingStream, rule: StageTraining
 ) -> list[Stop]:
     """Train the chains one after another."""
     return [_train(problem, start, fit, rule) for start in starts]
 
 
-def _train(problem: Problem, start: Start, fit: TrainingStream, rule: Rule) -> Stop:
+def _train(problem: Problem, start: Start, fit: TrainingStream, rule: StageTraining) -> Stop:
     """Take the steps of one stage; the momentum and the schedule begin anew."""
     state = {name: value.clone() for name, value in start.params.items()}
     leaves = [state[name].requires_grad_() for name in problem.params]
@@ -100,7 +100,7 @@ def _losses(problem: Problem, state: Params, batch: Batch) -> Float[Tensor, " B"
     return problem.likelihood.loss(outputs, targets)
 
 
-def _require_finite(losses: Tensor, rule: Rule) -> None:
+def _require_finite(losses: Tensor, rule: StageTraining) -> None:
     if not bool(torch.isfinite(losses).all()):
         message = (
             f"the training loss became {float(losses.detach().mean())} at learning rate "

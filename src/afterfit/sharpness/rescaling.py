@@ -14,14 +14,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from afterfit.problem.problem import as_arguments, as_outputs, quiet_copy
+from afterfit.problem.problem import as_arguments, as_outputs, copy_without_hooks
 from afterfit.sharpness.symmetry import Part, Symmetry, epsilon_of
 from afterfit.typing import Inputs
 
 
 def private_copy(module: nn.Module) -> nn.Module:
     """Copy a network without its user's hooks, in eval mode and in float64."""
-    return quiet_copy(module).eval().double()
+    return copy_without_hooks(module).eval().double()
 
 
 def evaluate(network: nn.Module, inputs: Inputs) -> Tensor:

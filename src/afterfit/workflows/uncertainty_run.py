@@ -17,7 +17,7 @@ from afterfit.problem.data import Batches
 from afterfit.problem.problem import Problem
 from afterfit.problem.transform import connectivity
 from afterfit.report import Band, Page, Section, band_plot, reliability_plot
-from afterfit.sharpness import Change, explore
+from afterfit.sharpness import ChangeKind, explore
 from afterfit.sharpness.architecture import in_double
 from afterfit.workflows.calibrate import Calibration, calibrate
 from afterfit.workflows.citations import CONNECTIVITY
@@ -27,7 +27,7 @@ from afterfit.workflows.trained import Trained
 
 _log = logging.getLogger(__name__)
 
-RESCALED: tuple[Change, ...] = ("layer", "node", "normalization", "affine")
+RESCALED: tuple[ChangeKind, ...] = ("layer", "node", "normalization", "affine")
 """Kinds of changes that are pictured, the first that the network admits."""
 
 SHOWN = 80
@@ -108,7 +108,7 @@ def rescaled_bands(
         rescaling.
     """
     architecture = explore(trained.module, train, seed)
-    kinds: list[Change] = [kind for kind in RESCALED if kind in architecture.kinds]
+    kinds: list[ChangeKind] = [kind for kind in RESCALED if kind in architecture.kinds]
     if not kinds:
         return {}
     generator = Generator().manual_seed(seed)

@@ -16,11 +16,11 @@ from afterfit.influence import (
     GEX,
     CovarianceInfluence,
     covariance,
-    level,
-    mean_move,
-    published,
-    secant,
-    second_moment,
+    loss_there,
+    product_of_means,
+    published_gex,
+    there_minus_here,
+    uncentered_moment,
 )
 from afterfit.problem import Batches, Categorical, Problem, TrainingStream
 from afterfit.sampling import GeometricEnsemble, cosine, reference
@@ -282,10 +282,10 @@ def test_a_search_without_an_admissible_rate_warns():
 
 
 def test_the_published_settings_are_the_authors():
-    method = published(members=32, seed=3)
+    method = published_gex(members=32, seed=3)
     assert (method.losses, method.moment, method.cross_moment) == (
         "members",
-        second_moment,
+        uncentered_moment,
         covariance,
     )
     assert method._made(method.weight_decay) == replace(reference(seed=3), members=32)
@@ -294,8 +294,8 @@ def test_the_published_settings_are_the_authors():
 
 
 def test_by_default_it_takes_the_squared_mean_loss():
-    assert (GEX().move, GEX().moment) == (level, mean_move)
-    assert (GEX().cross_move, GEX().cross_moment) == (secant, covariance)
+    assert (GEX().move, GEX().moment) == (loss_there, product_of_means)
+    assert (GEX().cross_move, GEX().cross_moment) == (there_minus_here, covariance)
     found = QUICK.fit(*parts())
     assert torch.allclose(found.self_scores(), found.table.columns.mean(1).square())
 

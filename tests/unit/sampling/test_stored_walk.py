@@ -180,7 +180,7 @@ def test_counts_below_one_are_refused(count: str):
 
 def test_the_reference_has_the_settings_of_the_authors_scripts():
     sampler = reference()
-    plain = sampler.rule(parts()[2])
+    plain = sampler.stage_training(parts()[2])
     assert (sampler.members, sampler.chains, plain.steps, plain.learning_rate) == (32, 8, 800, 0.05)
     assert (sampler.momentum, sampler.weight_decay, plain.clip) == (0.9, 5e-4, None)
     assert plain.schedule is cosine

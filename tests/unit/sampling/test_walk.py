@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from afterfit.problem import Batches, Gaussian, PerSample, Problem, TrainingStream, losses
 from afterfit.sampling import Diverged, GeometricEnsemble, constant, cosine, sgd, warm_cosine
 from afterfit.sampling.walk import (
-    Rule,
+    StageTraining,
     Start,
     Step,
     Stop,
@@ -25,7 +25,7 @@ from tests.cases import LIKELIHOODS, NETWORKS, make_data, make_module
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 STEPS = 5
-RULE = Rule(STEPS, 0.3, warm_cosine, sgd(), clip=None)
+RULE = StageTraining(STEPS, 0.3, warm_cosine, sgd(), clip=None)
 every_network = pytest.mark.parametrize("network", list(NETWORKS))
 
 
@@ -52,7 +52,7 @@ def clip_by_hand(net: nn.Module, limit: float) -> None:
 
 
 def by_hand(
-    module: nn.Module, problem: Problem, fit: TrainingStream, seed: int, rule: Rule
+    module: nn.Module, problem: Problem, fit: TrainingStream, seed: int, rule: StageTraining
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Train a copy of the module; return its state, and the mean loss seen of each sample."""
     net = copy.deepcopy(module).train()
@@ -130,7 +130,7 @@ def test_the_users_optimizer_keeps_the_rates_that_it_gives_to_its_groups():
         return torch.optim.SGD(groups, lr=0.1 * learning_rate)
 
     def moved(step: Step, learning_rate: float) -> dict[str, Tensor]:
-        rule = Rule(1, learning_rate, constant, step, clip=None)
+        rule = StageTraining(1, learning_rate, constant, step, clip=None)
         start = Start(trained(problem), 0)
         (stop,) = train_alone(problem, [start], TrainingStream(data, 7), rule)
         return {name: value - problem.params[name] for name, value in stop.params.items()}
@@ -165,7 +165,7 @@ def test_clipping_bounds_the_gradient_of_each_chain_by_itself():
     plain = sgd(momentum=0.0, weight_decay=0.0)
 
     def norms(clip: float | None) -> list[float]:
-        rule = Rule(1, 1.0, constant, plain, clip)
+        rule = StageTraining(1, 1.0, constant, plain, clip)
         return [displacement(problem, stop) for stop in train_alone(problem, starts, fit, rule)]
 
     free, clipped = norms(None), norms(100.0)
@@ -180,7 +180,7 @@ def test_the_momentum_begins_anew_in_each_stage():
         members=2, steps=STEPS, learning_rate=0.3, clip=None, schedule=cosine
     )
     first, second = sampler.walk(problem, fit)
-    rule = sampler.rule(fit)
+    rule = sampler.stage_training(fit)
 
     with torch.no_grad():
         for name, p in module.named_parameters():
@@ -199,7 +199,7 @@ def test_a_stage_starts_where_the_settings_say(restart: Any):
     origins = {"continue": members[1].params, "trained": trained(problem)}
 
     start = Start(origins[restart], sampler._seed_of(0, 2))
-    (expected,) = train_alone(problem, [start], fit, sampler.rule(fit))
+    (expected,) = train_alone(problem, [start], fit, sampler.stage_training(fit))
 
     for name, value in expected.params.items():
         assert torch.equal(members[2].params[name], value)
@@ -209,7 +209,7 @@ def test_a_stage_starts_where_the_settings_say(restart: Any):
 @pytest.mark.parametrize(("network", "agrees"), [("linear", True), ("mlp", False)])
 def test_dropout_is_on_while_members_train(network: str, agrees: bool):
     _, problem, data = parts(network)
-    still = Rule(7, 1e-300, constant, sgd(weight_decay=0.0), clip=None)
+    still = StageTraining(7, 1e-300, constant, sgd(weight_decay=0.0), clip=None)
     (stop,) = train_alone(problem, [Start(trained(problem), 0)], TrainingStream(data, 1), still)
     assert torch.allclose(stop.seen, losses(problem, data)) is agrees
 
@@ -236,7 +236,7 @@ def test_losses_are_credited_to_the_samples_of_a_shuffling_transforming_loader()
 
 def test_divergence_names_the_rate_and_the_knob():
     _, problem, data = parts("linear", "gaussian")
-    wild = Rule(40, 1e200, constant, sgd(), clip=None)
+    wild = StageTraining(40, 1e200, constant, sgd(), clip=None)
     starts = [Start(trained(problem), seed) for seed in (0, 1)]
     said = re.escape("at learning rate 1e+200; lower learning_rate")
     with pytest.raises(Diverged, match=said):

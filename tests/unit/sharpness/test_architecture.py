@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from afterfit.problem import Batches
 from afterfit.sharpness.architecture import CHANGES, Architecture, explore
-from afterfit.sharpness.precision import in_double
+from afterfit.sharpness.double import in_double
 from afterfit.sharpness.rescaling import (
     adapt_epsilon,
     change_of_outputs,

@@ -202,7 +202,7 @@ def test_the_settings_are_written_as_asked_for_and_as_used(tmp_path: Path):
     method, sampler = settings["method"], settings["sampler"]
     assert method["name"] == "GEX"
     assert (method["members"], method["learning_rate"], method["max_trials"]) == (4, "auto", 3)
-    assert method["move"] == "level"
+    assert method["move"] == "loss_there"
     assert sampler["name"] == "GeometricEnsemble"
     assert sampler["schedule"] == "warm_cosine"
     assert sampler["learning_rate"] == result["search"]["learning_rate"]

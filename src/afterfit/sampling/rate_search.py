@@ -47,7 +47,7 @@ _NUM_GROUPS = 10  # of targets that are numbers
 _ROUNDING = 32  # units in the last place of the largest loss
 
 
-def forgetting(problem: Problem, sampler: GeometricEnsemble) -> GeometricEnsemble:
+def with_forgetting_decay(problem: Problem, sampler: GeometricEnsemble) -> GeometricEnsemble:
     """Give a sampler the weight decay, and where need be the steps, by which a network forgets.
 
     A table that embeds indices, with no normalization behind it, moves hardly at all by plain SGD:
