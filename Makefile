@@ -1,6 +1,6 @@
 # make demo      an example run and its report, from nothing but Python
 # make test      the tests (slow ones and those against other libraries: see CONTRIBUTING.md)
-# make lint      style, floors and types
+# make lint      style, floors, types, and what nobody calls
 # make docs      the documentation site, in site/
 # make bench     the benchmarks beside other libraries, an hour or more: make bench DATA=folder
 # make bench-gpu the main calls on CUDA beside the processor, where there is one
@@ -17,7 +17,7 @@ SOURCES := $(shell find src -name '*.py')
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo test lint style floors types docs bench bench-gpu oracles clean
+.PHONY: demo test lint style floors types unused docs bench bench-gpu oracles clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/afterfit demo --out runs/demo
@@ -25,7 +25,7 @@ demo: $(DEMO_STAMP)
 test: $(DEV_STAMP)
 	$(BIN)/python -m pytest
 
-lint: style floors types
+lint: style floors types unused
 
 style: $(DEV_STAMP)
 	$(BIN)/ruff format --check .
@@ -36,6 +36,9 @@ floors: $(DEV_STAMP)
 
 types: $(DEV_STAMP)
 	$(BIN)/pyright
+
+unused:
+	$(PYTHON) scripts/unused.py
 
 docs: $(DEV_STAMP)
 	$(BIN)/mkdocs build --strict

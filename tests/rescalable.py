@@ -3,6 +3,7 @@
 Rescaling laws are tried on all of them. They are in float64 and eval mode.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -12,6 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from afterfit.problem import Batches, Categorical, Problem
+from afterfit.sharpness.symmetry import Symmetry
 
 NUM_SAMPLES, NUM_CLASSES = 24, 3
 
@@ -156,3 +158,15 @@ NETWORKS: Mapping[str, Rescalable] = {
         ),
     )
 }
+
+
+def changed_by(
+    change: Callable[[nn.Module, Symmetry, Tensor], None],
+    network: nn.Module,
+    symmetry: Symmetry,
+    how: Tensor,
+) -> nn.Module:
+    """Change a copy of a network."""
+    changed = copy.deepcopy(network)
+    change(changed, symmetry, how)
+    return changed

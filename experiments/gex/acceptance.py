@@ -29,10 +29,10 @@ from sklearn.datasets import load_digits
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from afterfit import GEX, Batches, Categorical, Problem, TrainingStream, otsu_cut
+from afterfit import GEX, Batches, Categorical, Problem, TrainingStream
 from afterfit.curvature import ggn
-from afterfit.evaluate import auc, average_precision
-from afterfit.influence import LossCovariance, secant, second_moment
+from afterfit.evaluate import auc, average_precision, otsu_cut
+from afterfit.influence import LossCovariance, there_minus_here, uncentered_moment
 from afterfit.influence.arnoldi import ArnoldiInfluence
 from afterfit.influence.classic import InfluenceFunction
 from afterfit.influence.loss_covariance import CovarianceInfluence
@@ -253,7 +253,9 @@ def mixed_sources(folder: Path, seed: int) -> list[Check]:
 
 def uncentered(found: CovarianceInfluence) -> CovarianceInfluence:
     """The same members, asked as in the paper: second moment about the trained network."""
-    method = replace(found.method, losses="members", cross_move=secant, cross_moment=second_moment)
+    method = replace(
+        found.method, losses="members", cross_move=there_minus_here, cross_moment=uncentered_moment
+    )
     return replace(found, method=method, table=found.train_table())
 
 
@@ -262,7 +264,7 @@ def drift_and_warning(found: CovarianceInfluence, query: Batches) -> tuple[float
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         uncentered(found).mean_scores(query)
-    drift = float(secant(found.observe(query)).mean())
+    drift = float(there_minus_here(found.observe(query)).mean())
     return drift, any("not determined" in str(w.message) for w in told)
 
 
@@ -293,7 +295,7 @@ def two_circles(folder: Path, seed: int) -> list[Check]:  # noqa: ARG001
     stream = TrainingStream(train, 16)
     found = GEX(
         seed=seed, members=16, steps=40, learning_rate=0.02, weight_decay=1e-3,
-        losses="members", move=secant, moment=second_moment,
+        losses="members", move=there_minus_here, moment=uncentered_moment,
     ).fit(problem, train, stream)  # fmt: skip
     checks = [
         Check(
@@ -309,7 +311,10 @@ def two_circles(folder: Path, seed: int) -> list[Check]:  # noqa: ARG001
         values, vectors = torch.linalg.eigh(damped)
         root = vectors / (values * train.num_samples).sqrt()
         draws = LossCovariance(
-            GaussianDraws(root, 64, seed), "members", move=secant, moment=second_moment
+            GaussianDraws(root, 64, seed),
+            "members",
+            move=there_minus_here,
+            moment=uncentered_moment,
         )
         checks.append(
             Check(

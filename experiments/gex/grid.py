@@ -6,6 +6,7 @@ Four members a setting, no search. The truth is used to print average precision,
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import cells
@@ -14,14 +15,14 @@ import torch
 
 from afterfit import GEX, Batches, Categorical, GeometricEnsemble, Problem, TrainingStream
 from afterfit.evaluate import average_precision, otsu
-from afterfit.influence import level, mean_move, second_moment
+from afterfit.influence import loss_there, product_of_means, uncentered_moment
 from afterfit.influence.covariance import self_influence
 from afterfit.problem import losses
 from afterfit.sampling import Diverged, cosine, warm_cosine
 
 SHAPES = {
-    "cosine": GeometricEnsemble(schedule=cosine, clip=None),
-    "warm, clipped": GeometricEnsemble(schedule=warm_cosine, clip=1.0),
+    "cosine": partial(GeometricEnsemble, schedule=cosine, clip=None),
+    "warm, clipped": partial(GeometricEnsemble, schedule=warm_cosine, clip=1.0),
 }
 
 
@@ -51,14 +52,14 @@ def main() -> None:
                 method = GEX(members=4, learning_rate=rate, weight_decay=decay, sampler=sampler)
                 try:
                     table = method.fit(problem, batches, stream).table
-                    default = self_influence(table, level, mean_move)
+                    default = self_influence(table, loss_there, product_of_means)
                     separability = otsu(default.sqrt()).separability
                 except (Diverged, ValueError):  # losses, or their squares, are not finite
                     print(f"{name:14s} decay {decay:<7g} rate {rate:<5g} diverged")
                     continue
                 after = torch.arange(table.columns.shape[1]) < 4  # the losses at the members
                 members = table.columns[:, after] - table.trained[:, None]
-                paper = second_moment(members).square().mean(1)
+                paper = uncentered_moment(members).square().mean(1)
                 print(
                     f"{name:14s} decay {decay:<7g} rate {rate:<5g} "
                     f"{average_precision(default, job.wrong):.3f} "

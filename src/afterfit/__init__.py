@@ -4,22 +4,13 @@ One sign for the whole library: a score above 0 means that taking the training s
 raise the loss. Losses are per sample, in nats.
 """
 
-from afterfit.curvature import diagonal, ekfac, ggn, kfac
-from afterfit.evaluate import budget_cut, expected_false_discovery_cut, otsu_cut
+from afterfit.curvature import ekfac, ggn, kfac
 from afterfit.influence import (
     GEX,
-    LossCovariance,
     TrainingTrace,
     Unlearning,
-    covariance,
-    level,
-    mean_move,
-    published,
-    secant,
-    second_moment,
-    to_stderr,
 )
-from afterfit.posterior import Predictive, laplace, predict
+from afterfit.posterior import laplace, predict
 from afterfit.problem import (
     Batches,
     Bernoulli,
@@ -44,8 +35,6 @@ from afterfit.workflows import (
     corrected_labels,
     find_label_issues,
     prune,
-    relabel,
-    run_labels,
     verify,
 )
 
@@ -58,10 +47,8 @@ __all__ = [
     "Categorical",
     "Gaussian",
     "GeometricEnsemble",
-    "LossCovariance",
     "PerSample",
     "Poisson",
-    "Predictive",
     "Problem",
     "Trained",
     "TrainingStream",
@@ -69,34 +56,21 @@ __all__ = [
     "Unlearning",
     "analyze_labels",
     "audit",
-    "budget_cut",
     "calibrate",
     "compare",
     "connectivity",
     "connectivity_sharpness",
     "corrected_labels",
-    "covariance",
-    "diagonal",
     "ekfac",
-    "expected_false_discovery_cut",
     "find_label_issues",
     "ggn",
     "kfac",
     "laplace",
-    "level",
     "linearize",
-    "mean_move",
-    "otsu_cut",
     "pac_bayes_bound",
     "predict",
     "prune",
-    "published",
-    "relabel",
     "restrict",
-    "run_labels",
-    "secant",
-    "second_moment",
-    "to_stderr",
     "verify",
     "with_positions",
 ]

@@ -38,12 +38,12 @@ from afterfit.sharpness import (
 from afterfit.sharpness.architecture import Architecture, explore
 from afterfit.sharpness.rescaling import (
     change_of_outputs,
-    permute_units,
+    permute_in_place,
     scale_units,
     without_epsilon,
 )
 from afterfit.sharpness.symmetry import Part, Symmetry
-from tests.rescalable import NETWORKS
+from tests.rescalable import NETWORKS, changed_by
 
 EXACT = 1e-10
 CURVATURES: Mapping[str, Curvature] = {
@@ -104,7 +104,7 @@ def permuted_in_the_same_way(name: str, network: nn.Module) -> nn.Module:
     for freedom in architecture(name).freedoms:
         if freedom.kind == "permutation":
             order = torch.randperm(freedom.symmetry.size, generator=generator)
-            network = permute_units(network, freedom.symmetry, order)
+            network = changed_by(permute_in_place, network, freedom.symmetry, order)
     return network
 
 

@@ -24,7 +24,7 @@ from afterfit import (
     sharpness,
 )
 from afterfit.influence.arnoldi import ArnoldiInfluence
-from afterfit.influence.baselines import loss_scores
+from afterfit.influence.simple import loss_scores
 from afterfit.influence.classic import InfluenceFunction
 from afterfit.influence.projected import RandomProjection
 from afterfit.influence.tracin import GradientDot, TracIn

@@ -25,11 +25,11 @@ from afterfit.influence import (
     LossCovariance,
     LossTable,
     covariance,
-    level,
-    mean_move,
-    secant,
-    second_moment,
+    loss_there,
+    product_of_means,
     tangents,
+    there_minus_here,
+    uncentered_moment,
 )
 from afterfit.influence.covariance import (
     cross_influence,
@@ -43,7 +43,7 @@ from tests.cases import CASES, Case, name_of, select
 EXACT = {"rtol": 1e-9, "atol": 1e-10}
 ORDER = torch.tensor([3, 0, 6, 2, 5, 1, 4])
 QUERY = torch.tensor([5, 0, 2, 2])
-MOVES, MOMENTS = (secant, level), (second_moment, covariance, mean_move)
+MOVES, MOMENTS = (there_minus_here, loss_there), (uncentered_moment, covariance, product_of_means)
 every_kernel = [
     pytest.mark.parametrize("move", MOVES),
     pytest.mark.parametrize("moment", MOMENTS),
@@ -76,7 +76,7 @@ few = settings(max_examples=15, deadline=None, derandomize=True)
 def test_the_kernel_is_psd_of_rank_at_most_the_members(move, moment, num, size, seed):
     table = drawn(num, size, seed)
     kernel = cross_influence(table, table, move, moment)
-    most = {second_moment: num, covariance: num - 1, mean_move: 1}[moment]
+    most = {uncentered_moment: num, covariance: num - 1, product_of_means: 1}[moment]
     assert_close(kernel, kernel.T, **EXACT)
     assert torch.linalg.eigvalsh(kernel).min() > -1e-12 * kernel.diagonal().max()
     assert torch.linalg.matrix_rank(kernel, rtol=1e-9, hermitian=True) <= most
@@ -112,7 +112,7 @@ def test_permuting_samples_permutes_and_permuting_members_does_nothing(
 @shapes
 def test_the_second_moment_is_covariance_and_drift(num, size, seed):
     table = drawn(num, size, seed)
-    parts = [cross_influence(table, table, secant, moment) for moment in MOMENTS]
+    parts = [cross_influence(table, table, there_minus_here, moment) for moment in MOMENTS]
     assert_close(parts[0], parts[1] * (num - 1) / num + parts[2], **EXACT)
 
 
@@ -133,7 +133,7 @@ def points(problem: Problem, matrix: Tensor) -> Checkpoints:
 
 
 def linear_influence(points: Any, case: Case) -> CovarianceInfluence:
-    method = LossCovariance(points, observe=tangents, cross_moment=second_moment)
+    method = LossCovariance(points, observe=tangents, cross_moment=uncentered_moment)
     return method.fit(case.problem, case.data)
 
 
@@ -173,7 +173,9 @@ def test_at_low_temperature_secants_are_tangents(case: Case):
     matrix, differences = inverse_curvature(case, 0.3), []
     for tau in (1e-4, 1e-6):
         chosen = Checkpoints(points(case.problem, tau * matrix).states[:8])
-        secants = LossCovariance(chosen, cross_moment=second_moment).fit(case.problem, case.data)
+        secants = LossCovariance(chosen, cross_moment=uncentered_moment).fit(
+            case.problem, case.data
+        )
         linear = linear_influence(chosen, case)
         gap = secants.scores(case.data) - linear.scores(case.data)
         differences.append(float(gap.abs().max()) / tau)

@@ -8,16 +8,16 @@ from afterfit.influence.covariance import (
     LossTable,
     Scores,
     covariance,
-    floored_secant,
-    level,
-    mean_move,
-    secant,
-    second_moment,
+    loss_there,
+    product_of_means,
+    there_minus_floored_here,
+    there_minus_here,
+    uncentered_moment,
 )
 from afterfit.influence.datainf import DataInf
 from afterfit.influence.ekfac import EKFACInfluence, LayerInfluence
 from afterfit.influence.evidence import LabelEvidence, Share
-from afterfit.influence.gex import GEX, published, quiet, to_stderr
+from afterfit.influence.gex import GEX, published_gex
 from afterfit.influence.hybrid import HybridInfluence, SmoothedInfluence
 from afterfit.influence.loss_covariance import CovarianceInfluence, LossCovariance
 from afterfit.influence.neighbors import NearestNeighborShapley
@@ -63,19 +63,17 @@ __all__ = [
     "Unlearning",
     "WhitenedInfluence",
     "covariance",
-    "floored_secant",
-    "level",
     "load_features",
-    "mean_move",
+    "loss_there",
     "member_losses",
-    "published",
-    "quiet",
-    "secant",
-    "second_moment",
+    "product_of_means",
+    "published_gex",
     "seen_losses",
     "simple",
     "store_features",
     "tangents",
-    "to_stderr",
+    "there_minus_floored_here",
+    "there_minus_here",
     "token_scores",
+    "uncentered_moment",
 ]

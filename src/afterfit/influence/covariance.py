@@ -1,8 +1,9 @@
 """Influence as the covariance, over an ensemble, of how much each sample's loss moves.
 
 Everything is an inner product of rows of one table: N samples by R columns of *moves*. What a move
-is (:func:`secant`, :func:`tangent_moves`, :func:`level`) and which moment of it is taken
-(:func:`second_moment`, :func:`covariance`, :func:`mean_move`) are two independent choices.
+is (:func:`there_minus_here`, :func:`tangent_moves`, :func:`loss_there`) and which moment of it is
+taken (:func:`uncentered_moment`, :func:`covariance`, :func:`product_of_means`) are two independent
+choices.
 """
 
 from collections.abc import Callable, Iterable
@@ -61,13 +62,13 @@ Move = Callable[[LossTable], Float[Tensor, "N M"]]
 Moment = Callable[[Float[Tensor, "N M"]], Float[Tensor, "N R"]]
 
 
-def secant(table: LossTable) -> Float[Tensor, "N M"]:
+def there_minus_here(table: LossTable) -> Float[Tensor, "N M"]:
     """Loss there minus loss here: the paper's move, without linearization (eq. for I_GEX)."""
     return table.columns - table.trained[:, None]
 
 
-def floored_secant(floor: float) -> Move:
-    """Build the secant from a loss of at least ``floor``, as the authors' code has it (0.05).
+def there_minus_floored_here(floor: float) -> Move:
+    """Take the loss here as at least ``floor``, as the authors' code has it (0.05).
 
     On a network that has memorized its training set the floor gives every easy sample the same
     move, -floor, and can turn the ranking around. It is here to reproduce the authors' figures.
@@ -79,17 +80,17 @@ def floored_secant(floor: float) -> Move:
     return move
 
 
-def level(table: LossTable) -> Float[Tensor, "N M"]:
+def loss_there(table: LossTable) -> Float[Tensor, "N M"]:
     """Move from a perfect fit: the loss itself.
 
-    Where the network has memorized a sample this is the secant, since the loss here is zero. Where
-    training stopped before that, the secant forgets what the network could not fit, which is the
-    strongest sign of a wrong label; this move keeps it.
+    Where the network has memorized a sample this is :func:`there_minus_here`, since the loss here
+    is zero. Where training stopped before that, the difference forgets what the network could not
+    fit, which is the strongest sign of a wrong label; this move keeps it.
     """
     return table.columns
 
 
-def second_moment(moves: Float[Tensor, "N M"]) -> Float[Tensor, "N M"]:
+def uncentered_moment(moves: Float[Tensor, "N M"]) -> Float[Tensor, "N M"]:
     """E[Δl Δl'], about the trained network (the paper's estimator, with 1/M)."""
     return moves
 
@@ -107,7 +108,7 @@ def covariance(moves: Float[Tensor, "N M"]) -> Float[Tensor, "N M"]:
     return (moves - moves.mean(1, keepdim=True)) * (num / (num - 1)) ** 0.5
 
 
-def mean_move(moves: Float[Tensor, "N M"]) -> Float[Tensor, "N 1"]:
+def product_of_means(moves: Float[Tensor, "N M"]) -> Float[Tensor, "N 1"]:
     """E[Δl] E[Δl'], the part of the second moment that is not covariance."""
     return moves.mean(1, keepdim=True)
 
@@ -130,10 +131,6 @@ class Scores:
 
     value: Tensor
     stderr: Tensor
-
-    def differs_from_zero(self, errors: float = 2.0) -> Tensor:
-        """Whether a score is more than so many standard errors away from zero."""
-        return self.value.abs() > errors * self.stderr
 
 
 def by_rows(

@@ -6,11 +6,12 @@ posterior (their section 3); GEX takes the losses as they are, over parameters t
 """
 
 import json
+import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -20,11 +21,11 @@ from afterfit.influence.covariance import (
     Moment,
     Move,
     covariance,
-    floored_secant,
-    level,
-    mean_move,
-    secant,
-    second_moment,
+    loss_there,
+    product_of_means,
+    there_minus_floored_here,
+    there_minus_here,
+    uncentered_moment,
 )
 from afterfit.influence.loss_covariance import CovarianceInfluence, LossCovariance, Recorded
 from afterfit.problem.data import Augment, Batches, TrainingStream
@@ -32,26 +33,18 @@ from afterfit.problem.ensemble import MemberStore, MemoryStore, Store, settings_
 from afterfit.problem.persample import losses
 from afterfit.problem.problem import Problem
 from afterfit.sampling.forecast import forecast, within_budget
-from afterfit.sampling.geometric import GeometricEnsemble, named, reference
-from afterfit.sampling.temperature import (
+from afterfit.sampling.geometric import GeometricEnsemble, reference
+from afterfit.sampling.naming import named
+from afterfit.sampling.rate_search import (
     GRID,
     HOTTEST_ADAM,
     RateSearch,
     Trial,
     find_learning_rate,
-    forgetting,
+    with_forgetting_decay,
 )
 
-Say = Callable[[str], None]
-
-
-def to_stderr(line: str) -> None:
-    """Tell how long work goes on."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def quiet(line: str) -> None:
-    """Tell nothing."""
+_log = logging.getLogger(__name__)
 
 
 @final
@@ -65,18 +58,18 @@ class GEX:
         As in :class:`~afterfit.sampling.GeometricEnsemble`; ``steps=None`` is two epochs a member.
     learning_rate
         The temperature: ``"auto"`` searches for the rate at which the losses fall into two groups
-        most clearly (:mod:`afterfit.sampling.temperature`) while members know more than a constant
+        most clearly (:mod:`afterfit.sampling.rate_search`) while members know more than a constant
         prediction does; or a number.
     weight_decay
         L2 pull while members train; ``"auto"`` is what
-        :func:`~afterfit.sampling.temperature.forgetting` says, which for embeddings without
-        normalization takes AdamW in place of SGD.
+        :func:`~afterfit.sampling.rate_search.with_forgetting_decay` says, which for embeddings
+        without normalization takes AdamW in place of SGD.
     batch_size, augment
         How members train, unless ``fit`` is given a loader of its own.
     losses
         Self-influence from losses at the ``"members"``, ``"seen"`` in training, or ``"both"``.
     move, moment
-        Of self-influence: see :mod:`afterfit.influence.covariance`. :func:`published` has the
+        Of self-influence: see :mod:`afterfit.influence.covariance`. :func:`published_gex` has the
         paper's.
     cross_move, cross_moment
         Of influence between samples; the covariance by default, whose sign does not depend on
@@ -86,7 +79,8 @@ class GEX:
     max_trials, cap
         Of the search for the rate: members to try, and the largest median loss in nats.
     sampler
-        The rest of the sampler's settings: schedule, optimizer, clipping, restarts, BatchNorm.
+        Makes the sampler from the settings above; ``partial(GeometricEnsemble, clip=None)`` has
+        the rest of them: schedule, optimizer, clipping, restarts, BatchNorm.
 
     References
     ----------
@@ -103,14 +97,14 @@ class GEX:
     chains: int = 1
     seed: int = 0
     losses: Recorded = "both"
-    move: Move = level
-    moment: Moment = mean_move
-    cross_move: Move = secant
+    move: Move = loss_there
+    moment: Moment = product_of_means
+    cross_move: Move = there_minus_here
     cross_moment: Moment = covariance
     budget: float | int | None = None
     max_trials: int = 6
     cap: float | int | None = None
-    sampler: GeometricEnsemble = GeometricEnsemble()
+    sampler: Callable[..., GeometricEnsemble] = GeometricEnsemble
 
     reference = "Kim, Kim and Yang 2023, GEX: A flexible method for approximating influence via Geometric Ensemble, NeurIPS"  # noqa: E501
 
@@ -125,33 +119,14 @@ class GEX:
         if self.max_trials < 1:
             message = f"GEX: max_trials is {self.max_trials}, expected at least 1"
             raise ValueError(message)
-        self._require_agreement()
-        self._template(self.sampler.weight_decay)
+        self._made(0.0)
 
-    def _require_agreement(self) -> None:
-        """Settings that stand here too are read here: a sampler that has others is refused."""
-        usual = GeometricEnsemble()
-        for name in ("members", "steps", "chains", "seed", "learning_rate", "weight_decay"):
-            given, own = getattr(self.sampler, name), getattr(self, name)
-            if given not in (getattr(usual, name), own):
-                message = (
-                    f"GEX: the sampler has {name}={given!r} and GEX has {name}={own!r}, expected "
-                    f"one of them to speak: pass {name} to GEX, and the rest of the settings "
-                    "(schedule, optimizer, clipping, restarts) in the sampler"
-                )
-                raise ValueError(message)
-
-    def _template(self, weight_decay: float) -> GeometricEnsemble:
-        rate = self.sampler.learning_rate if self.learning_rate == "auto" else self.learning_rate
-        return replace(
-            self.sampler,
-            members=self.members,
-            steps=self.steps,
-            chains=self.chains,
-            seed=self.seed,
-            learning_rate=float(rate),
-            weight_decay=weight_decay,
-        )
+    def _made(self, weight_decay: float) -> GeometricEnsemble:
+        rate = {} if self.learning_rate == "auto" else {"learning_rate": float(self.learning_rate)}
+        return self.sampler(
+            members=self.members, steps=self.steps, chains=self.chains, seed=self.seed,
+            weight_decay=weight_decay, **rate,
+        )  # fmt: skip
 
     def fit(
         self,
@@ -159,9 +134,10 @@ class GEX:
         train: Batches,
         fit: TrainingStream | DataLoader[Any] | None = None,
         folder: Path | str | None = None,
-        say: Say = quiet,
     ) -> CovarianceInfluence:
         """Find the rate, make the members, and observe the losses of the training data.
+
+        Forecast, trials and members are told to the logger ``afterfit``.
 
         Parameters
         ----------
@@ -173,8 +149,6 @@ class GEX:
         folder
             Where members are kept as they are made, and losses in a memory-mapped file; a run that
             was killed goes on from there. By default they stay in memory.
-        say
-            Told of the forecast, the trials and each member: :func:`to_stderr`, or any function.
 
         Raises
         ------
@@ -185,27 +159,25 @@ class GEX:
         stream = self._stream(train, fit)
         losses(problem, train)  # what is wrong with the data is said before anything is trained
         if self.weight_decay == "auto":
-            sampler = forgetting(problem, self._template(0.0))
+            sampler = with_forgetting_decay(problem, self._made(0.0))
         else:
-            sampler = self._template(float(self.weight_decay))
+            sampler = self._made(float(self.weight_decay))
         trials = self.max_trials if self.learning_rate == "auto" else 0
         if self.budget is not None:
             sampler, trials = within_budget(sampler, stream, trials, self.budget)
         cost = forecast(problem, train, stream, sampler, trials, folder=folder is not None)
-        say(f"{sampler.describe(stream)}: {cost}")
+        _log.info(f"{sampler.describe(stream)}: {cost}")
         store = self._store(problem, train, stream, sampler, folder)
         search = None
         if self.learning_rate == "auto":
-            search = self._search(problem, train, stream, sampler, trials, folder, store, say)
+            search = self._search(problem, train, stream, sampler, trials, folder, store)
             sampler = replace(sampler, learning_rate=search.learning_rate)
         engine = LossCovariance(
             sampler, self.losses, move=self.move, moment=self.moment,
             cross_move=self.cross_move, cross_moment=self.cross_moment,
         )  # fmt: skip
         kept = None if folder is None else Path(folder)
-        return engine.over(
-            problem, train, stream, store, say=say, search=search, cost=cost, folder=kept
-        )
+        return engine.over(problem, train, stream, store, search=search, cost=cost, folder=kept)
 
     def _stream(
         self, train: Batches, fit: TrainingStream | DataLoader[Any] | None
@@ -246,16 +218,13 @@ class GEX:
         trials: int,
         folder: Path | str | None,
         store: Store,
-        say: Say,
     ) -> RateSearch:
         """Search for the rate, or read the search of a run that is taken up again."""
         path = None if folder is None else Path(folder) / "search.json"
         if path is not None and path.exists() and store.holds(0, 0):
             return _read_search(path)
-        limit = GRID[-1] if sampler.step is self.sampler.step else HOTTEST_ADAM
-        search, made = find_learning_rate(
-            problem, train, stream, sampler, trials, self.cap, limit, say
-        )
+        limit = GRID[-1] if sampler.step is self._made(0.0).step else HOTTEST_ADAM
+        search, made = find_learning_rate(problem, train, stream, sampler, trials, self.cap, limit)
         if not search.found:
             warnings.warn(
                 "no learning rate keeps the median training loss under "
@@ -271,13 +240,13 @@ class GEX:
         return search
 
 
-def published(members: int = 32, seed: int = 0) -> GEX:
+def published_gex(members: int = 32, seed: int = 0) -> GEX:
     """GEX with the settings of the authors' scripts, their floor of 0.05 and the second moment.
 
     It is slow (800 steps a member) and the floor hurts on memorized data; it is here so that the
     paper can be reproduced. The sampler is :func:`afterfit.sampling.reference`.
     """
-    sampler = replace(reference(seed), members=members)
+    sampler = reference(seed)
     return GEX(
         members=members,
         steps=sampler.steps,
@@ -286,9 +255,9 @@ def published(members: int = 32, seed: int = 0) -> GEX:
         chains=sampler.chains,
         seed=seed,
         losses="members",
-        move=floored_secant(0.05),
-        moment=second_moment,
-        sampler=sampler,
+        move=there_minus_floored_here(0.05),
+        moment=uncentered_moment,
+        sampler=partial(replace, sampler),
     )
 
 

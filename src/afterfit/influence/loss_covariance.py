@@ -4,6 +4,7 @@ The influence function, the Bayesian influence function and GEX differ in where 
 from and in which moves are taken; :class:`LossCovariance` is what they share.
 """
 
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,9 +27,9 @@ from afterfit.influence.covariance import (
     cross_influence_with_stderr,
     inner,
     reliability,
-    secant,
-    second_moment,
     self_influence_with_stderr,
+    there_minus_here,
+    uncentered_moment,
 )
 from afterfit.influence.table import (
     Columns,
@@ -43,7 +44,9 @@ from afterfit.problem.data import Batches, TrainingStream
 from afterfit.problem.ensemble import Ensemble, MemoryStore, Sampler, Store
 from afterfit.problem.problem import Problem
 from afterfit.sampling.forecast import Forecast
-from afterfit.sampling.temperature import RateSearch
+from afterfit.sampling.rate_search import RateSearch
+
+_log = logging.getLogger(__name__)
 
 Recorded = Literal["members", "seen", "both"]
 
@@ -72,9 +75,9 @@ class LossCovariance:
     sampler: Sampler
     losses: Recorded = "members"
     observe: Observe = member_losses
-    move: Move = secant
-    moment: Moment = second_moment
-    cross_move: Move = secant
+    move: Move = there_minus_here
+    moment: Moment = uncentered_moment
+    cross_move: Move = there_minus_here
     cross_moment: Moment = covariance
 
     reference = "Kim, Kim and Yang 2023, GEX, NeurIPS, section 3"
@@ -93,7 +96,6 @@ class LossCovariance:
         stream: TrainingStream,
         store: Store,
         *,
-        say: Callable[[str], None] = lambda _: None,
         search: RateSearch | None = None,
         cost: Forecast | None = None,
         folder: Path | None = None,
@@ -107,7 +109,7 @@ class LossCovariance:
             if not store.holds(member.chain, member.stage):
                 store.save(member)
             keys.append((member.chain, member.stage))
-            say(f"member {len(keys)} is made")
+            _log.info(f"member {len(keys)} is made")
         ensemble = Ensemble(keys, store, problem.device)
         place: Place = InMemory if folder is None else partial(OnDisk, folder)
         table = _RECORDED[self.losses](self.observe, problem, train, ensemble, place)
@@ -215,7 +217,7 @@ class CovarianceInfluence(Influence):
         """
         asked = query if isinstance(query, LossTable) else self.observe(query)
         drift = float(self.method.cross_move(asked).mean())
-        if self.method.cross_moment is second_moment and drift > 0:
+        if self.method.cross_moment is uncentered_moment and drift > 0:
             warnings.warn(
                 f"the members raise the mean loss of the queries by {drift:.3g} nats, so the sign "
                 "of their aggregated second moment is not determined; use "

@@ -1,6 +1,5 @@
 """Scores that cost next to nothing: written down while the network trains, visit by visit."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, final
@@ -11,7 +10,14 @@ from torch import Tensor, distributed
 
 from afterfit.influence.outcomes import has_outcomes
 from afterfit.influence.trace_file import read, write
-from afterfit.influence.visits import COLUMNS, added, precise, visits, were_right
+from afterfit.influence.visits import (
+    COLUMNS,
+    added,
+    precise,
+    require_seen,
+    visits,
+    were_right,
+)
 from afterfit.problem.likelihood import Likelihood
 
 _HELD_NUMBERS = 1 << 16  # outputs that are held back before they are added to the sums
@@ -251,22 +257,7 @@ class TrainingTrace:
             raise TypeError(message)
 
     def _require_seen(self, times: int) -> None:
-        short = (self.seen < times).nonzero()[:, 0]
-        if len(short):
-            message = (
-                f"{len(short)} of {self.num_samples} samples were seen fewer than {times} times "
-                f"(the first are {short[:5].tolist()}), expected every sample: train for longer, "
-                "bring the traces of all processes together (all_reduce or merged), or score the "
-                f"others with trace.subset(trace.seen >= {times})"
-            )
-            raise ValueError(message)
-        skipped = int(self.skipped.sum())
-        if skipped:
-            message = (
-                f"{skipped} visits had a loss that is not finite and are left out of the scores; "
-                "trace.skipped tells of which samples"
-            )
-            warnings.warn(message, stacklevel=4)
+        require_seen(self.seen, int(self.skipped.sum()), times)
 
     # Putting together, keeping -------------------------------------------------------------------
 

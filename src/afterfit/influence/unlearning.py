@@ -38,8 +38,8 @@ from afterfit.problem.ensemble import (
 from afterfit.problem.persample import losses_of, outputs
 from afterfit.problem.problem import Problem
 from afterfit.sampling.forecast import Forecast, forecast_walks
-from afterfit.sampling.geometric import named
 from afterfit.sampling.heated import RATES, HeatedWalk
+from afterfit.sampling.naming import named
 from afterfit.sampling.walk import Diverged
 
 _KEPT = 4

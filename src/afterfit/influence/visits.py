@@ -1,5 +1,6 @@
 """What one visit of a sample in training adds to the sums that are kept of it."""
 
+import warnings
 from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any, NamedTuple
@@ -104,3 +105,22 @@ def added(tables: Sequence[Float[Tensor, "N K"]]) -> Float[Tensor, "N K"]:
     right = (total[:, LEARNED] - total[:, FORGOTTEN]).clamp(0, 1)
     total[:, LEARNED] = total[:, FORGOTTEN] + right
     return total
+
+
+def require_seen(seen: Int[Tensor, " N"], skipped: int, times: int) -> None:
+    """Raise ``ValueError`` where samples were seen too seldom, and warn of visits left out."""
+    short = (seen < times).nonzero()[:, 0]
+    if len(short):
+        message = (
+            f"{len(short)} of {len(seen)} samples were seen fewer than {times} times (the first "
+            f"are {short[:5].tolist()}), expected every sample: train for longer, bring the traces "
+            "of all processes together (all_reduce or merged), or score the others with "
+            f"trace.subset(trace.seen >= {times})"
+        )
+        raise ValueError(message)
+    if skipped:
+        message = (
+            f"{skipped} visits had a loss that is not finite and are left out of the scores; "
+            "trace.skipped tells of which samples"
+        )
+        warnings.warn(message, stacklevel=5)

@@ -193,11 +193,3 @@ def over_samples(function: Callable[..., Any]) -> Callable[..., Any]:
             return mapped(*arguments)
 
     return recorded
-
-
-def over_members(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Map ``function(params, inputs)`` over a leading axis of both; dropout differs by member."""
-    return cast(
-        Callable[..., Tensor],
-        torch.func.vmap(function, in_dims=(0, 0), randomness="different"),
-    )

@@ -100,7 +100,7 @@ class Problem:
             message = f"expected a torch.nn.Module, got {type(module).__name__}"
             raise TypeError(message)
         _require_initialized(module)
-        evaluating = quiet_copy(module).eval()
+        evaluating = copy_without_hooks(module).eval()
         params = {name: p.detach() for name, p in evaluating.named_parameters()}
         if not params:
             message = f"the module {type(module).__name__} has no parameters, expected a network"
@@ -150,7 +150,7 @@ class Problem:
         return sum(int((scale[name] == 0).sum()) for name in self.params if name in scale)
 
 
-def quiet_copy(module: nn.Module) -> nn.Module:
+def copy_without_hooks(module: nn.Module) -> nn.Module:
     """Copy a module without the hooks that the user put on it, which are not ours to run."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     computed = {

@@ -13,7 +13,7 @@ from afterfit.sampling.geometric import (
 )
 from afterfit.sampling.heated import HeatedWalk
 from afterfit.sampling.langevin import Langevin
-from afterfit.sampling.temperature import RateSearch, Trial, find_learning_rate
+from afterfit.sampling.rate_search import RateSearch, Trial, find_learning_rate
 from afterfit.sampling.walk import Diverged
 
 __all__ = [

@@ -10,7 +10,7 @@ from afterfit.problem.persample import batch_losses
 from afterfit.problem.problem import Problem
 from afterfit.sampling.geometric import GeometricEnsemble, adamw, warm_cosine
 from afterfit.sampling.heated import HeatedWalk
-from afterfit.sampling.walk import Rule, Start, train_alone
+from afterfit.sampling.walk import StageTraining, Start, train_alone
 
 _FORWARD_SHARE = 1 / 3  # of the cost of a training pass: one forward against forward and backward
 _FEWEST_MEMBERS = 4
@@ -50,7 +50,7 @@ def _told_time(seconds: float) -> str:
 
 def epochs_of(sampler: GeometricEnsemble, fit: TrainingStream, trials: int) -> float:
     """Cost in training epochs of the members, of the trials of a search, and of their losses."""
-    rule = sampler.rule(fit)
+    rule = sampler.stage_training(fit)
     members = sampler.members + max(0, trials - 1)
     return members * (rule.steps * fit.samples_per_step / fit.num_samples + _FORWARD_SHARE)
 
@@ -65,7 +65,7 @@ def forecast(
     folder: bool,
 ) -> Forecast:
     """Time a few steps and one batch, and add up."""
-    rule = sampler.rule(fit)
+    rule = sampler.stage_training(fit)
     start = Start({**problem.params, **problem.buffers}, sampler.seed)
     steps = replace(rule, steps=3, learning_rate=1e-12)
     seconds_step = _seconds(lambda: train_alone(problem, [start], fit, steps)) / steps.steps
@@ -96,7 +96,7 @@ def forecast_walks(
     steps = sum(len(walk.rates) * walk.steps(fit) for walk in walks)
     passes = sum(len(walk.rates) for walk in walks)
     state = {**problem.params, **problem.buffers}
-    rule = Rule(3, 1e-12, warm_cosine, adamw(walks[0].decay), walks[0].clip)
+    rule = StageTraining(3, 1e-12, warm_cosine, adamw(walks[0].decay), walks[0].clip)
     start = Start(state, walks[0].seed)
     seconds_step = _seconds(lambda: train_alone(problem, [start], fit, rule)) / rule.steps
     first = train.fetch(next(iter(train)).index)
@@ -130,7 +130,7 @@ def within_budget(
     """
     while epochs_of(sampler, fit, trials) > budget:
         steps, epoch = (
-            sampler.rule(fit).steps,
+            sampler.stage_training(fit).steps,
             max(1, round(fit.num_samples / fit.samples_per_step)),
         )
         if sampler.members > _FEWEST_MEMBERS:

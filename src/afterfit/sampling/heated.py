@@ -14,7 +14,7 @@ from afterfit.problem.data import TrainingStream
 from afterfit.problem.ensemble import Member, Store
 from afterfit.problem.problem import Problem
 from afterfit.sampling.geometric import adamw, warm_cosine
-from afterfit.sampling.walk import Rule, Start, train_alone
+from afterfit.sampling.walk import StageTraining, Start, train_alone
 
 RATES = tuple(0.0032 * 2.0**k for k in range(6))
 """Rates of the stages, each twice the one before: 0.0032 to 0.1."""
@@ -87,7 +87,9 @@ class HeatedWalk:
             member = None if store is None else store.load(self.chain, stage, problem.device)
             if member is None:
                 seed = ((self.seed * 1_009 + self.chain) * 1_000_003 + stage * 2) % 2**63
-                rule = Rule(self.steps(fit), rate, warm_cosine, adamw(self.decay), self.clip)
+                rule = StageTraining(
+                    self.steps(fit), rate, warm_cosine, adamw(self.decay), self.clip
+                )
                 stop = train_alone(problem, [Start(state, seed)], fit, rule)[0]
                 member = Member(stop.params, self.chain, stage, stop.seen)
                 if store is not None:

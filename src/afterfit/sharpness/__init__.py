@@ -1,6 +1,6 @@
 """How sharp is the minimum, said so that a rescaling of the network cannot change it."""
 
-from afterfit.sharpness.architecture import Architecture, Change, Freedom, explore
+from afterfit.sharpness.architecture import Architecture, ChangeKind, Freedom, explore
 from afterfit.sharpness.audit import MEASURES, Audit, Measure, audit
 from afterfit.sharpness.canonical import canonical_scale
 from afterfit.sharpness.certificate import (
@@ -48,7 +48,7 @@ __all__ = [
     "Architecture",
     "Audit",
     "Certificate",
-    "Change",
+    "ChangeKind",
     "Divergence",
     "Freedom",
     "Measure",

@@ -10,8 +10,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from afterfit.problem import Batches, Gaussian, Problem
-from afterfit.sharpness.freedom import CHANGES, Change, Freedom
-from afterfit.sharpness.precision import in_double
+from afterfit.sharpness.double import in_double
+from afterfit.sharpness.freedom import CHANGES, ChangeKind, Freedom
 from afterfit.sharpness.rescaling import (
     adapt_epsilon,
     evaluate,
@@ -58,12 +58,12 @@ class Architecture:
     inputs: Inputs
 
     @property
-    def kinds(self) -> tuple[Change, ...]:
+    def kinds(self) -> tuple[ChangeKind, ...]:
         """Kinds of which there is at least one."""
         there = {freedom.kind for freedom in self.freedoms}
         return tuple(kind for kind in CHANGES if kind in there)
 
-    def changed(self, kind: Change, spread: float | int, generator: Generator) -> nn.Module:
+    def changed(self, kind: ChangeKind, spread: float | int, generator: Generator) -> nn.Module:
         """Apply every freedom of a kind at random, and verify that the function is the same.
 
         Raises
@@ -178,7 +178,7 @@ class _Trial:
             yield together
 
 
-def _kind_of(network: nn.Module, symmetry: Symmetry) -> Change:
+def _kind_of(network: nn.Module, symmetry: Symmetry) -> ChangeKind:
     tensors, parts = tensors_of(network), symmetry.parts
     if symmetry.size == 1:
         return "layer"
@@ -256,7 +256,7 @@ def _rows(name: str) -> Part:
 
 def _distinct(freedoms: list[Freedom]) -> list[Freedom]:
     """Each freedom once."""
-    seen: dict[tuple[Change, frozenset[tuple[str, int | None, int]]], Freedom] = {}
+    seen: dict[tuple[ChangeKind, frozenset[tuple[str, int | None, int]]], Freedom] = {}
     for freedom in freedoms:
         where = frozenset((p.name, p.axis, p.start) for p in freedom.symmetry.parts)
         seen.setdefault((freedom.kind, where), freedom)

@@ -14,14 +14,14 @@ from afterfit.linalg import Estimate
 from afterfit.problem.data import Batches
 from afterfit.problem.likelihood import Likelihood
 from afterfit.problem.problem import Problem
-from afterfit.sharpness.architecture import CHANGES, Architecture, Change, explore
+from afterfit.sharpness.architecture import CHANGES, Architecture, ChangeKind, explore
+from afterfit.sharpness.double import in_double
 from afterfit.sharpness.measures import (
     connectivity_sharpness,
     fisher_rao_norm,
     squared_norm,
     tangent_trace,
 )
-from afterfit.sharpness.precision import in_double
 from afterfit.sharpness.result import Sharpness
 
 Measure = Callable[[Problem, Batches], Any]
@@ -118,7 +118,7 @@ def audit(
     samples = in_double(data, next(architecture.network.parameters()).device)
     here = _values(architecture.network, likelihood, samples, chosen)
     generator = Generator().manual_seed(seed)
-    columns: dict[Change, dict[str, float]] = {}
+    columns: dict[ChangeKind, dict[str, float]] = {}
     for kind in architecture.kinds:
         draws = []
         for _ in range(num_draws):
@@ -151,7 +151,7 @@ def _distance(here: Any, there: Any) -> float:
 
 
 def _broken_claims(
-    values: Mapping[str, Any], columns: Mapping[Change, Mapping[str, float]]
+    values: Mapping[str, Any], columns: Mapping[ChangeKind, Mapping[str, float]]
 ) -> tuple[str, ...]:
     return tuple(
         f"{name} claims to be invariant to {kind!r} and moved by {columns[kind][name]:.3g}"
@@ -162,13 +162,13 @@ def _broken_claims(
 
 
 @singledispatch
-def claims(value: Any) -> frozenset[Change]:  # noqa: ARG001
+def claims(value: Any) -> frozenset[ChangeKind]:  # noqa: ARG001
     """What a result says that it is invariant to."""
     return frozenset()
 
 
 @claims.register
-def _(value: Sharpness) -> frozenset[Change]:
+def _(value: Sharpness) -> frozenset[ChangeKind]:
     return value.invariant_to
 
 

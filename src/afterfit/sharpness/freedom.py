@@ -11,10 +11,10 @@ from torch import Generator, nn
 from afterfit.sharpness.rescaling import mix_in_place, permute_in_place, scale_in_place
 from afterfit.sharpness.symmetry import Symmetry
 
-Change = Literal[
+ChangeKind = Literal[
     "layer", "node", "normalization", "affine", "query-key", "sign", "permutation", "mixing"
 ]
-CHANGES: tuple[Change, ...] = get_args(Change)
+CHANGES: tuple[ChangeKind, ...] = get_args(ChangeKind)
 """
 ``layer``: all units of a layer by one factor, or whole tensors of a residual stream;
 ``node``: each unit or channel by its own; ``normalization``: weights before a BatchNorm with its
@@ -37,7 +37,7 @@ class Freedom:
         Which units, and what each owns.
     """
 
-    kind: Change
+    kind: ChangeKind
     symmetry: Symmetry
 
     def change(self, network: nn.Module, spread: float | int, generator: Generator) -> nn.Module:
@@ -88,7 +88,7 @@ def _mix(network: nn.Module, of: Symmetry, spread: float | int, generator: Gener
     mix_in_place(network, of, torch.block_diag(*blocks))
 
 
-_APPLY: dict[Change, Callable[[nn.Module, Symmetry, float | int, Generator], None]] = {
+_APPLY: dict[ChangeKind, Callable[[nn.Module, Symmetry, float | int, Generator], None]] = {
     "layer": _scale_all,
     "node": _scale,
     "normalization": _scale,

@@ -11,7 +11,7 @@ from afterfit.problem.data import Batches
 from afterfit.problem.persample import losses, total_gradient, unflatten
 from afterfit.problem.problem import Problem
 from afterfit.problem.transform import connectivity
-from afterfit.sharpness.architecture import Change
+from afterfit.sharpness.architecture import ChangeKind
 from afterfit.sharpness.result import DIAGONAL, ORTHOGONAL, RESCALINGS, Sharpness
 
 
@@ -78,7 +78,7 @@ def _average(
     std: float,
     num_draws: int,
     generator: Generator,
-    invariant_to: frozenset[Change],
+    invariant_to: frozenset[ChangeKind],
 ) -> Sharpness:
     _require_above_zero("std", std)
     if num_draws < 2:

@@ -14,14 +14,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from afterfit.problem.problem import as_arguments, as_outputs, quiet_copy
+from afterfit.problem.problem import as_arguments, as_outputs, copy_without_hooks
 from afterfit.sharpness.symmetry import Part, Symmetry, epsilon_of
 from afterfit.typing import Inputs
 
 
 def private_copy(module: nn.Module) -> nn.Module:
     """Copy a network without its user's hooks, in eval mode and in float64."""
-    return quiet_copy(module).eval().double()
+    return copy_without_hooks(module).eval().double()
 
 
 def evaluate(network: nn.Module, inputs: Inputs) -> Tensor:
@@ -59,15 +59,8 @@ def scale_in_place(network: nn.Module, symmetry: Symmetry, factors: Float[Tensor
             view.copy_((view + shift) * _along(powers, part, view) - shift)
 
 
-def permute_units(network: nn.Module, symmetry: Symmetry, order: Int[Tensor, " n"]) -> nn.Module:
-    """Put what unit ``order[u]`` owns in the place of unit u, in every part."""
-    changed = copy.deepcopy(network)
-    permute_in_place(changed, symmetry, order)
-    return changed
-
-
 def permute_in_place(network: nn.Module, symmetry: Symmetry, order: Int[Tensor, " n"]) -> None:
-    """Permute units in place."""
+    """Put what unit ``order[u]`` owns in the place of unit u, in every part."""
     tensors = tensors_of(network)
     with torch.no_grad():
         for part in symmetry.parts:
@@ -78,24 +71,11 @@ def permute_in_place(network: nn.Module, symmetry: Symmetry, order: Int[Tensor, 
                 view.copy_(moved.flatten(part.axis, part.axis + 1))
 
 
-def mix_units(network: nn.Module, symmetry: Symmetry, matrix: Float[Tensor, "n n"]) -> nn.Module:
+def mix_in_place(network: nn.Module, symmetry: Symmetry, matrix: Float[Tensor, "n n"]) -> None:
     """Replace units by linear combinations of them, and undo it in the parts with exponent -1.
 
     It preserves the function where everything between is linear, as between queries and keys. No
     diagonal rescaling does this, and connectivity is not invariant to it.
-
-    Raises
-    ------
-    ValueError
-        If a part is scaled as a whole.
-    """
-    changed = copy.deepcopy(network)
-    mix_in_place(changed, symmetry, matrix)
-    return changed
-
-
-def mix_in_place(network: nn.Module, symmetry: Symmetry, matrix: Float[Tensor, "n n"]) -> None:
-    """Mix units in place.
 
     Raises
     ------

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import final
 
 from afterfit.linalg import Estimate
-from afterfit.sharpness.architecture import Change
+from afterfit.sharpness.architecture import ChangeKind
 
 
-def _changes(*names: Change) -> frozenset[Change]:
+def _changes(*names: ChangeKind) -> frozenset[ChangeKind]:
     return frozenset(names)
 
 
@@ -55,7 +55,7 @@ class Sharpness:
     name: str
     total: float
     num_samples: int
-    invariant_to: frozenset[Change]
+    invariant_to: frozenset[ChangeKind]
     stderr: float = 0.0
     num_probes: int = 0
     by_parameter: Mapping[str, float] = field(default_factory=dict)

@@ -16,13 +16,13 @@ from afterfit.influence import (
     LossCovariance,
     LossTable,
     covariance,
-    floored_secant,
-    level,
-    mean_move,
-    published,
-    secant,
-    second_moment,
+    loss_there,
+    product_of_means,
+    published_gex,
     tangents,
+    there_minus_floored_here,
+    there_minus_here,
+    uncentered_moment,
 )
 from afterfit.influence.covariance import (
     cross_influence,
@@ -34,6 +34,7 @@ from afterfit.influence.simple import gradient_norm_scores
 from afterfit.influence.tracin import gradient_norms
 from afterfit.problem import Batches, Categorical, Gaussian, Problem, gradients, losses
 from afterfit.sampling import GaussianDraws
+from tests.listening import heard_by
 
 
 def draws(num: int, seed: int = 0) -> LossTable:
@@ -89,9 +90,9 @@ def test_squared_loss_has_the_closed_form_of_its_moments():
     a = torch.linalg.cholesky(s) @ torch.randn(2, 400_000, generator=generator).double()
     table = LossTable(0.5 * r.square(), 0.5 * (r[:, None] - a).square(), torch.arange(400_000))
     c, ss = s[0, 1], s[0, 0] * s[1, 1]
-    second = cross_influence(table, table, secant, second_moment)
-    centered = cross_influence(table, table, secant, covariance)
-    moves = secant(table)
+    second = cross_influence(table, table, there_minus_here, uncentered_moment)
+    centered = cross_influence(table, table, there_minus_here, covariance)
+    moves = there_minus_here(table)
     error = (moves[0] * moves[1]).std() / 400_000**0.5
     assert abs(second[0, 1] - (r[0] * r[1] * c + (ss + 2 * c**2) / 4)) < 5 * error
     assert abs(centered[0, 1] - (r[0] * r[1] * c + c**2 / 2)) < 5 * error
@@ -105,7 +106,7 @@ def test_tangents_over_laplace_draws_converge_to_the_influence_function():
     exact = rows @ torch.linalg.solve(hessian, rows.T)
     for num in (25, 250):
         method = LossCovariance(
-            GaussianDraws(root, num), observe=tangents, cross_moment=second_moment
+            GaussianDraws(root, num), observe=tangents, cross_moment=uncentered_moment
         )
         found = method.fit(problem, data).cross_influence(data)
         assert bool(((found.value - exact).abs() < 5 * found.stderr + 1e-12).all())
@@ -120,8 +121,8 @@ def test_small_draws_make_secants_tangents():
     torch.testing.assert_close(moved, linear.self_scores(), rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("move", [secant, level])
-@pytest.mark.parametrize("moment", [second_moment, covariance, mean_move])
+@pytest.mark.parametrize("move", [there_minus_here, loss_there])
+@pytest.mark.parametrize("moment", [uncentered_moment, covariance, product_of_means])
 def test_the_kernel_is_psd_of_low_rank_with_self_influence_on_its_diagonal(move, moment):
     table = draws(4)
     kernel = cross_influence(table, table, move, moment)
@@ -134,7 +135,8 @@ def test_the_kernel_is_psd_of_low_rank_with_self_influence_on_its_diagonal(move,
 def test_second_moment_is_covariance_and_product_of_means():
     table = draws(6)
     parts = [
-        cross_influence(table, table, secant, m) for m in (second_moment, covariance, mean_move)
+        cross_influence(table, table, there_minus_here, m)
+        for m in (uncentered_moment, covariance, product_of_means)
     ]
     torch.testing.assert_close(parts[0], parts[1] * 5 / 6 + parts[2])
 
@@ -143,8 +145,8 @@ def test_jackknife_of_a_mean_is_its_standard_error_and_falls_with_the_root():
     errors = []
     for num in (50, 800):
         table = draws(num)
-        found = self_influence_with_stderr(table, secant, second_moment)
-        spread = secant(table).square().std(1) / num**0.5
+        found = self_influence_with_stderr(table, there_minus_here, uncentered_moment)
+        spread = there_minus_here(table).square().std(1) / num**0.5
         torch.testing.assert_close(found.stderr, spread)
         errors.append(float(found.stderr.mean()))
     assert 3 < errors[0] / errors[1] < 5.5
@@ -154,8 +156,18 @@ def test_reliability_tells_agreement_from_noise():
     same = torch.arange(200.0).double()[:, None].expand(200, 8)
     noise = torch.randn(200, 8, generator=Generator().manual_seed(0), dtype=torch.float64)
     zero = torch.zeros(200).double()
-    assert reliability(LossTable(zero, same, torch.arange(8)), secant, second_moment) > 0.99
-    assert abs(reliability(LossTable(zero, noise, torch.arange(8)), secant, second_moment)) < 0.4
+    assert (
+        reliability(LossTable(zero, same, torch.arange(8)), there_minus_here, uncentered_moment)
+        > 0.99
+    )
+    assert (
+        abs(
+            reliability(
+                LossTable(zero, noise, torch.arange(8)), there_minus_here, uncentered_moment
+            )
+        )
+        < 0.4
+    )
 
 
 def test_the_floor_turns_the_ranking_of_memorized_members_around():
@@ -163,8 +175,10 @@ def test_the_floor_turns_the_ranking_of_memorized_members_around():
     base = torch.linspace(0.0001, 0.04, 100)
     table = LossTable(base, base[:, None] * torch.tensor([1.1, 1.2]), torch.arange(2))
     wrong = base > 0.036
-    assert auc(self_influence(table, secant, second_moment), wrong) == 1
-    assert auc(self_influence(table, floored_secant(0.05), second_moment), wrong) < 0.2
+    assert auc(self_influence(table, there_minus_here, uncentered_moment), wrong) == 1
+    assert (
+        auc(self_influence(table, there_minus_floored_here(0.05), uncentered_moment), wrong) < 0.2
+    )
 
 
 def test_gex_finds_memorized_labels_where_bilinear_scores_do_not(memorized):
@@ -213,7 +227,7 @@ def test_members_can_be_added_and_the_first_ones_stay(memorized):
 
 def test_aggregated_second_moment_warns_of_its_sign(memorized):
     problem, data, _ = memorized
-    found = GEX(members=2, steps=4, learning_rate=0.8, cross_moment=second_moment)
+    found = GEX(members=2, steps=4, learning_rate=0.8, cross_moment=uncentered_moment)
     with pytest.warns(UserWarning, match="sign"):
         found.fit(problem, data).mean_scores(data)
 
@@ -227,11 +241,12 @@ def test_a_run_that_was_killed_goes_on_where_it_was(memorized, tmp_path):
         if line.startswith("member 2"):
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        method.fit(problem, data, folder=tmp_path, say=die)
+    with pytest.raises(KeyboardInterrupt), heard_by(die):
+        method.fit(problem, data, folder=tmp_path)
     assert json.loads((tmp_path / "search.json").read_text())["trials"]
     told: list[str] = []
-    resumed = method.fit(problem, data, folder=tmp_path, say=told.append)
+    with heard_by(told.append):
+        resumed = method.fit(problem, data, folder=tmp_path)
     assert not any("separability" in line for line in told)
     torch.testing.assert_close(resumed.self_scores(), whole)
     with pytest.raises(ValueError, match="another run"):
@@ -239,7 +254,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(memorized, tmp_path):
 
 
 def test_the_published_settings_are_those_of_the_authors():
-    method = published()
+    method = published_gex()
     assert (method.members, method.steps, method.learning_rate, method.chains) == (32, 800, 0.05, 8)
     table = LossTable(torch.tensor([0.0]), torch.tensor([[1.0]]), torch.arange(1))
     assert method.move(table) == pytest.approx(0.95)

@@ -15,24 +15,25 @@ from afterfit.influence import (
     CovarianceInfluence,
     LossCovariance,
     covariance,
-    level,
-    mean_move,
+    loss_there,
     member_losses,
-    secant,
-    second_moment,
+    product_of_means,
     seen_losses,
     tangents,
+    there_minus_here,
+    uncentered_moment,
 )
 from afterfit.influence.base import Influence, InfluenceMethod
 from afterfit.problem import MemberStore, TrainingStream
 from afterfit.sampling import Checkpoints, GaussianDraws, GeometricEnsemble
 from tests import truth
 from tests.cases import Case, make_case
+from tests.listening import heard_by
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
-MOMENTS = (second_moment, covariance, mean_move)
+MOMENTS = (uncentered_moment, covariance, product_of_means)
 every_moment = pytest.mark.parametrize("moment", MOMENTS)
-WALK = GeometricEnsemble(members=5, steps=3, learning_rate=0.2, way="alone")
+WALK = GeometricEnsemble(members=5, steps=3, learning_rate=0.2)
 
 
 def case() -> Case:
@@ -56,9 +57,9 @@ def kernel_by_hand(found: CovarianceInfluence, moment: Any) -> Tensor:
     moves = torch.stack(columns, 1) - truth.losses(problem, data)[:, None]
     means, num = moves.mean(1), len(columns)
     return {
-        second_moment: moves @ moves.T / num,
+        uncentered_moment: moves @ moves.T / num,
         covariance: torch.cov(moves),
-        mean_move: torch.outer(means, means),
+        product_of_means: torch.outer(means, means),
     }[moment]
 
 
@@ -73,7 +74,7 @@ def test_scores_are_moments_of_losses_at_the_members(moment: Any, losses: Any):
 
 @every_moment
 def test_self_influence_is_the_diagonal_for_the_same_move_and_moment(moment: Any):
-    for move in (secant, level):
+    for move in (there_minus_here, loss_there):
         found = fitted(move=move, moment=moment, cross_move=move, cross_moment=moment)
         assert_close(found.self_scores(), found.scores(case().data).diagonal(), **EXACT)
 
@@ -130,9 +131,9 @@ def test_the_mean_of_a_second_moment_warns_where_the_members_fit_the_queries_wor
     problem, data = case().problem, case().data
     told = {}
     for towards in (0.0, 0.5, 1.5, 3.0):
-        method = LossCovariance(drifting(towards), cross_moment=second_moment)
+        method = LossCovariance(drifting(towards), cross_moment=uncentered_moment)
         found = method.fit(problem, data)
-        drift = float(secant(found.table).mean())
+        drift = float(there_minus_here(found.table).mean())
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             found.mean_scores(data)
@@ -165,7 +166,8 @@ def test_extending_draws_adds_draws():
 def test_a_store_that_holds_members_is_read(tmp_path: Path):
     problem, data = case().problem, case().data
     method, told = LossCovariance(WALK), []
-    first = method.over(problem, data, stream(), MemberStore(tmp_path, "key"), say=told.append)
+    with heard_by(told.append):
+        first = method.over(problem, data, stream(), MemberStore(tmp_path, "key"))
     again = method.over(problem, data, stream(), MemberStore(tmp_path, "key"))
     assert told == [f"member {i} is made" for i in range(1, 6)]
     assert torch.equal(again.table.columns, first.table.columns)

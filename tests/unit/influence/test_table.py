@@ -13,10 +13,10 @@ from afterfit.influence import (
     LossTable,
     covariance,
     member_losses,
-    secant,
-    second_moment,
     seen_losses,
     tangents,
+    there_minus_here,
+    uncentered_moment,
 )
 from afterfit.influence.covariance import (
     cross_influence_with_stderr,
@@ -178,9 +178,9 @@ def test_scores_do_not_depend_on_how_many_rows_are_worked_on_at_a_time(monkeypat
     query = table.rows(torch.tensor([1, 5]))
 
     def scores() -> list[Tensor]:
-        own = self_influence_with_stderr(table, secant, covariance)
-        cross = cross_influence_with_stderr(query, table, secant, covariance)
-        half = torch.tensor(reliability(table, secant, second_moment))
+        own = self_influence_with_stderr(table, there_minus_here, covariance)
+        cross = cross_influence_with_stderr(query, table, there_minus_here, covariance)
+        half = torch.tensor(reliability(table, there_minus_here, uncentered_moment))
         return [own.value, own.stderr, cross.value, cross.stderr, half]
 
     whole = scores()

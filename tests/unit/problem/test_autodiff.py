@@ -11,10 +11,8 @@ from afterfit.problem._autodiff import (
     gradient,
     hessian_product,
     jvp,
-    over_members,
 )
 from tests import truth
-from tests.cases import make_case
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -106,14 +104,3 @@ def test_attention_can_be_differentiated_twice_and_forward(build, generator):
     assert_close(jvp(total, problem.params, direction)[1], first.detach() @ vector, **EXACT)
     product = truth.flat(hessian_product(total, problem.params, direction))
     assert_close(product, second.detach(), **EXACT)
-
-
-def test_members_are_mapped_together_and_drop_units_apart():
-    problem = make_case("mlp", "gaussian").problem
-    stacked = {name: torch.stack([value, value]) for name, value in problem.params.items()}
-    x = torch.ones(2, 4, 3, dtype=torch.float64)
-    mapped = over_members(problem.forward)(stacked, x)
-    assert_close(mapped[0], problem.forward(problem.params, x[0]), **EXACT)
-    assert torch.equal(mapped[0], mapped[1])
-    first, second = over_members(problem.train_forward)(stacked, x)
-    assert not torch.equal(first, second)

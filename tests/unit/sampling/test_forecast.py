@@ -24,9 +24,9 @@ def test_epochs_are_those_of_training_and_a_third_for_the_losses():
 
 
 def test_two_epochs_a_member_is_what_none_means():
-    assert replace(SAMPLER, steps=None).rule(stream(3)).steps == 4
-    assert replace(SAMPLER, steps=None).rule(stream(7)).steps == 2
-    assert replace(SAMPLER, steps=None).rule(stream(500)).steps == 2
+    assert replace(SAMPLER, steps=None).stage_training(stream(3)).steps == 4
+    assert replace(SAMPLER, steps=None).stage_training(stream(7)).steps == 2
+    assert replace(SAMPLER, steps=None).stage_training(stream(500)).steps == 2
 
 
 def test_a_forecast_is_positive_and_roughly_linear_in_the_members():
@@ -70,8 +70,8 @@ def test_a_budget_is_kept_and_members_go_first(budget: float, trials: int):
     assert epochs_of(sampler, fit, kept) <= budget
     assert 4 <= sampler.members <= 8
     assert kept >= min(trials, 2)
-    assert sampler.rule(fit).steps >= 2  # an epoch
-    if kept < trials or sampler.rule(fit).steps < 40:
+    assert sampler.stage_training(fit).steps >= 2  # an epoch
+    if kept < trials or sampler.stage_training(fit).steps < 40:
         assert sampler.members == 4
     if budget == 1e6:
         assert (sampler, kept) == (SAMPLER, trials)

@@ -56,9 +56,7 @@ def test_schedules_follow_their_formulas():
 def test_one_stage_is_sgd_on_the_module_in_training_mode(clip):
     module, problem, data = case()
     fit = TrainingStream(data, 16)
-    sampler = GeometricEnsemble(
-        members=1, steps=5, learning_rate=0.1, schedule=cosine, clip=clip, way="alone"
-    )
+    sampler = GeometricEnsemble(members=1, steps=5, learning_rate=0.1, schedule=cosine, clip=clip)
     member = next(sampler.walk(problem, fit))
 
     net = copy.deepcopy(module).train()
@@ -83,23 +81,10 @@ def test_one_stage_is_sgd_on_the_module_in_training_mode(clip):
     torch.testing.assert_close(member.seen, seen, rtol=near, atol=near, equal_nan=True)
 
 
-def test_chains_trained_alone_and_together_agree():
-    _, problem, data = case()
-    fit = TrainingStream(data, 16)
-    sampler = GeometricEnsemble(members=4, chains=2, steps=4, learning_rate=0.1)
-    alone = list(replace(sampler, way="alone").walk(problem, fit))
-    together = list(replace(sampler, way="together").walk(problem, fit))
-    assert [(m.chain, m.stage) for m in alone] == [(0, 0), (1, 0), (0, 1), (1, 1)]
-    for left, right in zip(alone, together, strict=True):
-        for name in left.params:
-            torch.testing.assert_close(left.params[name], right.params[name], rtol=1e-8, atol=1e-8)
-        torch.testing.assert_close(left.seen, right.seen, equal_nan=True)
-
-
 def test_seed_decides_and_chains_differ():
     _, problem, data = case()
     fit = TrainingStream(data, 16)
-    sampler = GeometricEnsemble(members=2, chains=2, steps=3, way="alone")
+    sampler = GeometricEnsemble(members=2, chains=2, steps=3)
     first, again = list(sampler.walk(problem, fit)), list(sampler.walk(problem, fit))
     other = list(replace(sampler, seed=1).walk(problem, fit))
     name = next(iter(problem.params))

@@ -21,7 +21,7 @@ from torch import Generator, Tensor, nn
 from afterfit.influence import GEX
 from afterfit.problem import TrainingStream
 from afterfit.sampling import GeometricEnsemble, cosine
-from afterfit.sampling.geometric import named
+from afterfit.sampling.naming import named
 from tests.cases import make_case
 
 QUICK = GEX(members=2, steps=2, learning_rate=0.3, batch_size=3)
@@ -170,7 +170,7 @@ import numpy as np
 import torch
 from torch import nn
 from afterfit.sampling import GeometricEnsemble
-from afterfit.sampling.geometric import named
+from afterfit.sampling.naming import named
 
 class Falling:
     def __call__(self, step, steps):
@@ -221,7 +221,7 @@ def test_a_run_with_an_instance_and_a_method_is_resumed(tmp_path: Path):
     case = make_case("linear", "categorical")
 
     def method() -> GEX:
-        sampler = GeometricEnsemble(schedule=Falling(2).halved)
+        sampler = partial(GeometricEnsemble, schedule=Falling(2).halved)
         return replace(QUICK, sampler=sampler, augment=Noise(0.2))
 
     first = method().fit(case.problem, case.data, folder=tmp_path)
@@ -239,7 +239,7 @@ def test_what_cannot_be_named_is_refused_only_where_a_folder_is_used(thing: Any,
     def schedule(step: int, steps: int) -> float:
         return 1.0 if thing is not None else 0.0
 
-    method = replace(QUICK, sampler=GeometricEnsemble(schedule=schedule))
+    method = replace(QUICK, sampler=partial(GeometricEnsemble, schedule=schedule))
     assert method.fit(case.problem, case.data).self_scores().shape == (7,)
     with pytest.raises(TypeError, match=r"stands in the settings .* or run without a folder"):
         method.fit(case.problem, case.data, folder=tmp_path)

@@ -22,11 +22,12 @@ from afterfit.problem import (
     TrainingStream,
     losses,
 )
-from afterfit.sampling import GeometricEnsemble, RateSearch, Trial, find_learning_rate, temperature
-from afterfit.sampling.temperature import GRID, first_rate, loss_cap
+from afterfit.sampling import GeometricEnsemble, RateSearch, Trial, find_learning_rate, rate_search
+from afterfit.sampling.rate_search import GRID, first_rate, loss_cap
 from afterfit.typing import Params
 from tests import truth
 from tests.cases import make_case
+from tests.listening import heard_by
 
 SAMPLER = GeometricEnsemble(members=4, steps=3, chains=2)
 Curve = Callable[[float], float]
@@ -44,7 +45,7 @@ def order(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[float], R
             tried.append(rate)
             return Trial(rate, separability(rate), rate, admissible=rate <= hottest)
 
-        monkeypatch.setattr(temperature, "_try", trial)
+        monkeypatch.setattr(rate_search, "_try", trial)
         case = make_case("linear", "categorical")
         fit = TrainingStream(case.data)
         return tried, find_learning_rate(case.problem, case.data, fit, SAMPLER, **settings)[0]
@@ -103,9 +104,8 @@ def test_a_strong_decay_begins_colder():
 def test_a_trial_is_one_member_and_its_losses():
     case = make_case("batch-norm", "categorical")
     fit, told = TrainingStream(case.data, 3), []
-    found, made = find_learning_rate(
-        case.problem, case.data, fit, SAMPLER, 3, cap=9.0, say=told.append
-    )
+    with heard_by(told.append):
+        found, made = find_learning_rate(case.problem, case.data, fit, SAMPLER, 3, cap=9.0)
     assert len(told) == len(found.trials) == len(made) == 3
     for trial in found.trials:
         moved = replace(case.problem, params={**made[trial.learning_rate].params})
@@ -119,7 +119,7 @@ def test_the_member_of_the_chosen_rate_is_the_first_of_the_ensemble():
     case = make_case("batch-norm", "categorical")
     fit = TrainingStream(case.data, 3)
     found, made = find_learning_rate(case.problem, case.data, fit, SAMPLER, 3, cap=9.0)
-    chosen = replace(SAMPLER, learning_rate=found.learning_rate, way="alone")
+    chosen = replace(SAMPLER, learning_rate=found.learning_rate)
     first, kept = next(chosen.walk(case.problem, fit)), made[found.learning_rate]
     assert (kept.chain, kept.stage) == (0, 0)
     assert all(torch.equal(value, kept.params[name]) for name, value in first.params.items())
@@ -268,11 +268,11 @@ def test_losses_are_centered_by_the_median_of_their_given_class():
     y = torch.tensor([0] * 11 + [1] * 8 + [2] * 4 + [4] * 5)
     column = torch.rand(len(y), generator=Generator().manual_seed(1), dtype=torch.float64) + y
     by_hand = groups_by_hand(column, y.tolist())
-    found = temperature.separability(Categorical(), y, column)
+    found = rate_search.separability(Categorical(), y, column)
     assert found == pytest.approx(otsu(by_hand).separability)
     two = (y > 0).long()
     for given in (two, two.double()[:, None]):
-        found = temperature.separability(Bernoulli(), given, column)
+        found = rate_search.separability(Bernoulli(), given, column)
         assert found == pytest.approx(otsu(groups_by_hand(column, two.tolist())).separability)
 
 
@@ -283,9 +283,9 @@ def test_losses_of_numbers_are_centered_among_like_targets(likelihood: Likelihoo
     y = order.double() if isinstance(likelihood, Poisson) else order.double() / 99
     column = torch.rand(100, generator=Generator().manual_seed(3), dtype=torch.float64) + y.square()
     by_hand = groups_by_hand(column, [int(i) // 10 for i in order])
-    found = temperature.separability(likelihood, y, column)
+    found = rate_search.separability(likelihood, y, column)
     assert found == pytest.approx(otsu(by_hand).separability)
-    assert temperature.separability(likelihood, y[:, None], column) == found
+    assert rate_search.separability(likelihood, y[:, None], column) == found
 
 
 def test_several_outputs_and_the_users_own_loss_are_taken_as_they_are():
@@ -294,8 +294,8 @@ def test_several_outputs_and_the_users_own_loss_are_taken_as_they_are():
     own = PerSample(lambda outputs, y: outputs[:, 0])
     expected = otsu(column).separability
     for likelihood in (Bernoulli(), Gaussian(), Poisson()):
-        assert temperature.separability(likelihood, several, column) == expected
-    assert temperature.separability(own, several[:, 0], column) == expected
+        assert rate_search.separability(likelihood, several, column) == expected
+    assert rate_search.separability(own, several[:, 0], column) == expected
 
 
 def test_rounding_is_no_separation():
@@ -304,7 +304,7 @@ def test_rounding_is_no_separation():
     column[32:] = torch.nextafter(column[32:], torch.tensor(1.0))
     y = torch.arange(40) % 2
     assert otsu(column).separability == pytest.approx(1.0)
-    assert temperature.separability(Categorical(), y, column) == 0.0
+    assert rate_search.separability(Categorical(), y, column) == 0.0
 
 
 SPREAD = torch.linspace(-0.3, 0.3, 40, dtype=torch.float64)[:, None]
@@ -348,7 +348,9 @@ def test_it_is_told_why_a_rate_is_not_admissible(monkeypatch):
     told: list[str] = []
     constant = Categorical().null_outputs(UNBALANCED)
     search = tabled(monkeypatch, Categorical(), UNBALANCED, lambda _: constant.clone())
-    search(max_trials=1, say=told.append)
-    search(max_trials=1, cap=0.01, say=told.append)
+    with heard_by(told.append):
+        search(max_trials=1)
+    with heard_by(told.append):
+        search(max_trials=1, cap=0.01)
     assert "knows hardly more than a constant" in told[0]
     assert "median loss above the cap" in told[1]

@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,10 +14,10 @@ from torch.testing import assert_close
 from afterfit.problem import Batches, Member, MemberStore, Problem, TrainingStream
 from afterfit.problem.ensemble import settings_key
 from afterfit.sampling import GeometricEnsemble, cosine, reference, sgd
-from afterfit.sampling.geometric import named
+from afterfit.sampling.naming import named
 from tests.cases import make_case
 
-SHORT = GeometricEnsemble(members=4, steps=3, learning_rate=0.3, way="alone")
+SHORT = GeometricEnsemble(members=4, steps=3, learning_rate=0.3)
 
 
 def parts(network: str = "batch-norm") -> tuple[Problem, Batches, TrainingStream]:
@@ -35,10 +34,9 @@ def require_same(first: list[Member], second: list[Member]) -> None:
 
 
 @pytest.mark.parametrize("network", ["mlp", "batch-norm", "attention"])
-@pytest.mark.parametrize("way", ["alone", "together"])
-def test_the_same_seed_gives_the_same_members_to_the_bit(network: str, way: Any):
+def test_the_same_seed_gives_the_same_members_to_the_bit(network: str):
     problem, _, fit = parts(network)
-    sampler = replace(SHORT, chains=2, way=way)
+    sampler = replace(SHORT, chains=2)
     require_same(list(sampler.walk(problem, fit)), list(sampler.walk(problem, fit)))
 
 
@@ -97,7 +95,7 @@ def test_a_stored_member_is_not_made_again(tmp_path: Path, monkeypatch: pytest.M
     def never(*_: object) -> None:
         raise AssertionError("nothing is to be trained")
 
-    monkeypatch.setattr("afterfit.sampling.geometric.stages_of", never)
+    monkeypatch.setattr("afterfit.sampling.geometric.train_alone", never)
     require_same(list(SHORT.walk(problem, fit, store)), whole)
 
 
@@ -149,10 +147,8 @@ def test_every_setting_that_a_member_depends_on_is_in_the_key():
     assert len({*keys.values(), SHORT.key()}) == len(OTHERS) + 1
 
 
-@pytest.mark.parametrize("changed", ["members", "way"])
-def test_what_a_member_does_not_depend_on_is_not_in_the_key(changed: str):
-    values: dict[str, Any] = {"members": 9, "way": "together"}
-    assert replace(SHORT, **{changed: values[changed]}).key() == SHORT.key()
+def test_how_many_members_there_are_is_not_in_the_key():
+    assert replace(SHORT, members=9).key() == SHORT.key()
 
 
 def test_functions_have_the_same_name_in_every_process():
@@ -184,7 +180,7 @@ def test_counts_below_one_are_refused(count: str):
 
 def test_the_reference_has_the_settings_of_the_authors_scripts():
     sampler = reference()
-    plain = sampler.rule(parts()[2])
+    plain = sampler.stage_training(parts()[2])
     assert (sampler.members, sampler.chains, plain.steps, plain.learning_rate) == (32, 8, 800, 0.05)
     assert (sampler.momentum, sampler.weight_decay, plain.clip) == (0.9, 5e-4, None)
     assert plain.schedule is cosine

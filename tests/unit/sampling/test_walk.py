@@ -2,11 +2,8 @@
 
 import copy
 import re
-import time
-from collections.abc import Callable, Iterable
 from dataclasses import replace
-from itertools import accumulate, cycle
-from typing import Any, final
+from typing import Any
 
 import pytest
 import torch
@@ -17,21 +14,19 @@ from torch.utils.data import DataLoader, Dataset
 from afterfit.problem import Batches, Gaussian, PerSample, Problem, TrainingStream, losses
 from afterfit.sampling import Diverged, GeometricEnsemble, constant, cosine, sgd, warm_cosine
 from afterfit.sampling.walk import (
-    Rule,
+    StageTraining,
     Start,
     Step,
     Stop,
     train_alone,
-    train_together,
 )
 from tests import truth
 from tests.cases import LIKELIHOODS, NETWORKS, make_data, make_module
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 STEPS = 5
-RULE = Rule(STEPS, 0.3, warm_cosine, sgd(), clip=None)
+RULE = StageTraining(STEPS, 0.3, warm_cosine, sgd(), clip=None)
 every_network = pytest.mark.parametrize("network", list(NETWORKS))
-both_ways = pytest.mark.parametrize("train", [train_alone, train_together])
 
 
 def parts(network: str, likelihood: str = "categorical") -> tuple[nn.Module, Problem, Batches]:
@@ -57,7 +52,7 @@ def clip_by_hand(net: nn.Module, limit: float) -> None:
 
 
 def by_hand(
-    module: nn.Module, problem: Problem, fit: TrainingStream, seed: int, rule: Rule
+    module: nn.Module, problem: Problem, fit: TrainingStream, seed: int, rule: StageTraining
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Train a copy of the module; return its state, and the mean loss seen of each sample."""
     net = copy.deepcopy(module).train()
@@ -117,12 +112,11 @@ def with_adam(leaves: list[Tensor], learning_rate: float) -> torch.optim.Optimiz
     return torch.optim.Adam(leaves, lr=learning_rate, weight_decay=0.01)
 
 
-@both_ways
-def test_the_users_optimizer_takes_the_steps(train: Callable[..., list[Stop]]):
+def test_the_users_optimizer_takes_the_steps():
     module, problem, data = parts("batch-norm")
     fit, rule = TrainingStream(data, 3), replace(RULE, step=with_adam, learning_rate=0.01)
 
-    (stop,) = train(problem, [Start(trained(problem), 5)], fit, rule)
+    (stop,) = train_alone(problem, [Start(trained(problem), 5)], fit, rule)
 
     require_stop(stop, *by_hand(module, problem, fit, 5, rule))
 
@@ -136,7 +130,7 @@ def test_the_users_optimizer_keeps_the_rates_that_it_gives_to_its_groups():
         return torch.optim.SGD(groups, lr=0.1 * learning_rate)
 
     def moved(step: Step, learning_rate: float) -> dict[str, Tensor]:
-        rule = Rule(1, learning_rate, constant, step, clip=None)
+        rule = StageTraining(1, learning_rate, constant, step, clip=None)
         start = Start(trained(problem), 0)
         (stop,) = train_alone(problem, [start], TrainingStream(data, 7), rule)
         return {name: value - problem.params[name] for name, value in stop.params.items()}
@@ -146,43 +140,11 @@ def test_the_users_optimizer_keeps_the_rates_that_it_gives_to_its_groups():
     assert not bool(found["bias"].any())
 
 
-def mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
-
-
-def conv_net() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(("build", "like"), [(mlp, "mlp"), (conv_net, "cnn")])
-@pytest.mark.parametrize("clip", [None, 0.2])
-def test_chains_trained_together_are_those_trained_alone(
-    build: Callable[[], nn.Module], like: str, clip: float | None
-):
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(2)
-        problem = Problem.from_module(build().double(), Gaussian())
-    fit, rule = TrainingStream(make_data(like, "gaussian"), 3), replace(RULE, clip=clip)
-    starts = [Start(trained(problem), seed) for seed in (1, 2, 3)]
-
-    alone, together = (way(problem, starts, fit, rule) for way in (train_alone, train_together))
-
-    for first, second in zip(alone, together, strict=True):
-        assert first.params.keys() == second.params.keys()
-        for name, value in first.params.items():
-            assert_close(second.params[name], value, rtol=1e-10, atol=1e-10)
-        assert_close(second.seen, first.seen, equal_nan=True, rtol=1e-10, atol=1e-10)
-    assert not torch.allclose(alone[0].seen, alone[1].seen, equal_nan=True)
-
-
-@both_ways
-def test_a_stage_does_not_touch_where_it_starts(train: Callable[..., list[Stop]]):
+def test_a_stage_does_not_touch_where_it_starts():
     _, problem, data = parts("batch-norm")
     before = {name: value.clone() for name, value in trained(problem).items()}
     starts = [Start(trained(problem), seed) for seed in (0, 1)]
-    train(problem, starts, TrainingStream(data, 3), RULE)
+    train_alone(problem, starts, TrainingStream(data, 3), RULE)
     for name, value in trained(problem).items():
         assert torch.equal(value, before[name])
         assert not value.requires_grad
@@ -193,8 +155,7 @@ def displacement(problem: Problem, stop: Stop) -> float:
     return float(truth.flat(moves).norm())
 
 
-@both_ways
-def test_clipping_bounds_the_gradient_of_each_chain_by_itself(train: Callable[..., list[Stop]]):
+def test_clipping_bounds_the_gradient_of_each_chain_by_itself():
     """One plain step at rate 1 moves by the gradient; samples differ a thousandfold in theirs."""
     x = torch.tensor([[1e3, 1e3, 1e3], [1.0, 0, 0]], dtype=torch.float64)
     data = Batches((x, 5 * torch.ones(2, 1, dtype=torch.float64)))
@@ -204,8 +165,8 @@ def test_clipping_bounds_the_gradient_of_each_chain_by_itself(train: Callable[..
     plain = sgd(momentum=0.0, weight_decay=0.0)
 
     def norms(clip: float | None) -> list[float]:
-        rule = Rule(1, 1.0, constant, plain, clip)
-        return [displacement(problem, stop) for stop in train(problem, starts, fit, rule)]
+        rule = StageTraining(1, 1.0, constant, plain, clip)
+        return [displacement(problem, stop) for stop in train_alone(problem, starts, fit, rule)]
 
     free, clipped = norms(None), norms(100.0)
     assert min(free) < 100 < max(free)
@@ -219,7 +180,7 @@ def test_the_momentum_begins_anew_in_each_stage():
         members=2, steps=STEPS, learning_rate=0.3, clip=None, schedule=cosine
     )
     first, second = sampler.walk(problem, fit)
-    rule = sampler.rule(fit)
+    rule = sampler.stage_training(fit)
 
     with torch.no_grad():
         for name, p in module.named_parameters():
@@ -238,7 +199,7 @@ def test_a_stage_starts_where_the_settings_say(restart: Any):
     origins = {"continue": members[1].params, "trained": trained(problem)}
 
     start = Start(origins[restart], sampler._seed_of(0, 2))
-    (expected,) = train_alone(problem, [start], fit, sampler.rule(fit))
+    (expected,) = train_alone(problem, [start], fit, sampler.stage_training(fit))
 
     for name, value in expected.params.items():
         assert torch.equal(members[2].params[name], value)
@@ -248,7 +209,7 @@ def test_a_stage_starts_where_the_settings_say(restart: Any):
 @pytest.mark.parametrize(("network", "agrees"), [("linear", True), ("mlp", False)])
 def test_dropout_is_on_while_members_train(network: str, agrees: bool):
     _, problem, data = parts(network)
-    still = Rule(7, 1e-300, constant, sgd(weight_decay=0.0), clip=None)
+    still = StageTraining(7, 1e-300, constant, sgd(weight_decay=0.0), clip=None)
     (stop,) = train_alone(problem, [Start(trained(problem), 0)], TrainingStream(data, 1), still)
     assert torch.allclose(stop.seen, losses(problem, data)) is agrees
 
@@ -269,67 +230,17 @@ def test_losses_are_credited_to_the_samples_of_a_shuffling_transforming_loader()
 
     problem = Problem.from_module(nn.Linear(2, 1).double(), PerSample(position))
     fit = TrainingStream(DataLoader(Shifting(), batch_size=4, shuffle=True))
-    for train in (train_alone, train_together):
-        stops = train(problem, [Start(trained(problem), seed) for seed in (0, 1)], fit, RULE)
-        for stop in stops:
-            assert torch.equal(stop.seen, torch.arange(10.0, dtype=torch.float64))
+    for stop in train_alone(problem, [Start(trained(problem), s) for s in (0, 1)], fit, RULE):
+        assert torch.equal(stop.seen, torch.arange(10.0, dtype=torch.float64))
 
 
-@both_ways
-def test_divergence_names_the_rate_and_the_knob(train: Callable[..., list[Stop]]):
+def test_divergence_names_the_rate_and_the_knob():
     _, problem, data = parts("linear", "gaussian")
-    wild = Rule(40, 1e200, constant, sgd(), clip=None)
+    wild = StageTraining(40, 1e200, constant, sgd(), clip=None)
     starts = [Start(trained(problem), seed) for seed in (0, 1)]
     said = re.escape("at learning rate 1e+200; lower learning_rate")
     with pytest.raises(Diverged, match=said):
-        train(problem, starts, TrainingStream(data, 3), wild)
-
-
-@final
-class Branching(nn.Module):
-    """Looks at its values, which cannot be mapped over chains."""
-
-    def __init__(self) -> None:
-        nn.Module.__init__(self)
-        self.layer = nn.Linear(3, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        found = self.layer(x)
-        return found if found.sum() > 0 else -found
-
-
-def test_what_cannot_be_trained_together_says_so_and_is_trained_alone_by_default():
-    problem = Problem.from_module(Branching().double(), Gaussian())
-    fit = TrainingStream(make_data("mlp", "gaussian"), 3)
-    sampler = GeometricEnsemble(members=2, chains=2, steps=16, learning_rate=0.1)
-    with pytest.raises(RuntimeError, match="vmap"):
-        list(replace(sampler, way="together").walk(problem, fit))
-    assert len(list(sampler.walk(problem, fit))) == 2
-    assert len(list(replace(sampler, way="fastest").walk(problem, fit))) == 2
-
-
-def clock(ticks: Iterable[float]) -> Callable[[], float]:
-    """A clock of which each interval has the next of these lengths, again and again."""
-    return accumulate(cycle(ticks)).__next__
-
-
-@pytest.mark.parametrize("way", ["fastest", "alone"])
-def test_no_clock_decides_what_the_members_of_several_chains_are(
-    way: Any, monkeypatch: pytest.MonkeyPatch
-):
-    """Dropout draws otherwise where chains are trained together; alone is what both mean."""
-    _, problem, data = parts("mlp")
-    fit = TrainingStream(data, 3)
-    sampler = GeometricEnsemble(members=4, chains=2, steps=16, learning_rate=0.1, way=way)
-    found = []
-    for ticks in ((1.0, 9.0, 1.0, 1.0), (1.0, 1.0, 1.0, 9.0)):
-        with monkeypatch.context() as patch:
-            patch.setattr(time, "perf_counter", clock(ticks))
-            found.append(list(sampler.walk(problem, fit)))
-    found.append(list(replace(sampler, way="alone").walk(problem, fit)))
-    for one, *others in zip(*found, strict=True):
-        for other in others:
-            assert all(torch.equal(one.params[n], other.params[n]) for n in problem.params)
+        train_alone(problem, starts, TrainingStream(data, 3), wild)
 
 
 class Scaled(nn.Module):
@@ -345,18 +256,15 @@ class Scaled(nn.Module):
         return self.scale * self.layer(x) + self.empty.sum()
 
 
-@both_ways
 @pytest.mark.parametrize("clip", [None, 0.2])
-def test_parameters_without_axes_are_clipped_with_the_others(
-    train: Callable[..., list[Stop]], clip: float | None
-):
+def test_parameters_without_axes_are_clipped_with_the_others(clip: float | None):
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(2)
         module = Scaled().double()
     problem = Problem.from_module(module, Gaussian())
     fit, rule = TrainingStream(make_data("mlp", "gaussian"), 3), replace(RULE, clip=clip)
 
-    stops = train(problem, [Start(trained(problem), seed) for seed in (1, 2)], fit, rule)
+    stops = train_alone(problem, [Start(trained(problem), seed) for seed in (1, 2)], fit, rule)
 
     for stop, seed in zip(stops, (1, 2), strict=True):
         state, seen = by_hand(module, problem, fit, seed, rule)

@@ -9,15 +9,15 @@ from torch.testing import assert_close
 
 from afterfit.problem import Batches
 from afterfit.sharpness.architecture import CHANGES, Architecture, explore
-from afterfit.sharpness.precision import in_double
+from afterfit.sharpness.double import in_double
 from afterfit.sharpness.rescaling import (
     adapt_epsilon,
     change_of_outputs,
     evaluate,
     fold_epsilon,
     lent,
-    mix_units,
-    permute_units,
+    mix_in_place,
+    permute_in_place,
     private_copy,
     scale_units,
     tensors_of,
@@ -25,7 +25,7 @@ from afterfit.sharpness.rescaling import (
 )
 from afterfit.sharpness.symmetry import Part, Symmetry
 from tests.laws.test_influence_laws import require_untouched
-from tests.rescalable import NETWORKS, Rescalable, images, vectors
+from tests.rescalable import NETWORKS, Rescalable, changed_by, images, vectors
 
 every_network = pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS)
 
@@ -231,14 +231,16 @@ def test_mixing_only_queries_and_mixing_across_a_nonlinearity_are_refused():
     mixer = torch.eye(8, dtype=torch.float64) + 0.3 * torch.ones(8, 8).tril(-1).double()
     queries = Symmetry(8, (Part("blocks.0.qkv.weight", 0), Part("blocks.0.qkv.bias", 0)))
     with pytest.raises(ValueError, match="does not preserve"):
-        verify(network, mix_units(network, queries, mixer), inputs)
+        verify(network, changed_by(mix_in_place, network, queries, mixer), inputs)
     relu, x = outputs_of(NETWORKS["mlp"])
     hidden = Symmetry(
         6, (Part("0.weight", 0), Part("0.bias", 0), Part("2.weight", 1, exponent=-1.0))
     )
     with pytest.raises(ValueError, match="does not preserve"):
-        verify(relu, mix_units(relu, hidden, mixer[:6, :6]), x)
-    assert verify(relu, permute_units(relu, hidden, torch.arange(6).flip(0)), x) < 1e-12
+        verify(relu, changed_by(mix_in_place, relu, hidden, mixer[:6, :6]), x)
+    assert (
+        verify(relu, changed_by(permute_in_place, relu, hidden, torch.arange(6).flip(0)), x) < 1e-12
+    )
 
 
 def test_the_epsilon_of_layer_norm_is_scaled_with_its_inputs():
@@ -307,8 +309,8 @@ def test_mixing_undoes_itself():
     network, _ = outputs_of(NETWORKS["mlp"])
     hidden = Symmetry(6, (Part("0.weight", 0), Part("2.weight", 1, exponent=-1.0)))
     mixer = torch.eye(6).double() + 0.1
-    there = mix_units(network, hidden, mixer)
-    back = mix_units(there, hidden, torch.linalg.inv(mixer))
+    there = changed_by(mix_in_place, network, hidden, mixer)
+    back = changed_by(mix_in_place, there, hidden, torch.linalg.inv(mixer))
     for name, value in tensors_of(network).items():
         assert_close(tensors_of(back)[name], value, rtol=1e-10, atol=1e-10)
 

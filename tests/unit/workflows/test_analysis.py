@@ -17,26 +17,24 @@ from afterfit import (
     Batches,
     Gaussian,
     GeometricEnsemble,
-    LossCovariance,
     Problem,
     Unlearning,
     analyze_labels,
-    budget_cut,
     corrected_labels,
-    expected_false_discovery_cut,
     find_label_issues,
     prune,
-    relabel,
 )
-from afterfit.evaluate import Cut
+from afterfit.evaluate import Cut, budget_cut
+from afterfit.influence import LossCovariance
 from afterfit.influence.classic import InfluenceFunction
 from afterfit.influence.simple import loss_scores
 from afterfit.influence.tracin import GradientDot
 from afterfit.problem import losses
-from afterfit.workflows import LabelAnalysis, prune_easy, soft_targets, verify
+from afterfit.workflows import LabelAnalysis, prune_easy, relabel, soft_targets, verify
 from afterfit.workflows.suggest import suggested
 from tests import truth
 from tests.cases import CASES, LIKELIHOODS, Case, make_case, name_of, parts_of, select
+from tests.listening import heard_by
 
 QUICK = GEX(members=4, steps=3, learning_rate=0.05, batch_size=4)
 COLUMNS = [
@@ -190,7 +188,7 @@ def test_any_influence_method_is_scored_by_its_self_influence(method: Any):
 
 def test_members_of_any_sampler_bring_their_errors():
     case = make_case("mlp", "categorical")
-    method = LossCovariance(GeometricEnsemble(members=4, steps=2, way="alone"))
+    method = LossCovariance(GeometricEnsemble(members=4, steps=2))
     found = analyzed(case, method)
     expected = method.fit(case.problem, case.data).self_influence()
     assert torch.equal(found.scores.value, expected.value)
@@ -223,7 +221,8 @@ def test_gex_trains_on_what_it_is_given_and_keeps_its_members(tmp_path: Path):
     loader = DataLoader(TensorDataset(inputs, targets), batch_size=3, shuffle=True)
     first = analyzed(case, fit=loader, folder=tmp_path)
     told: list[str] = []
-    again = analyzed(case, fit=loader, folder=str(tmp_path), say=told.append)
+    with heard_by(told.append):
+        again = analyzed(case, fit=loader, folder=str(tmp_path))
     assert torch.equal(first.scores.value, again.scores.value)
     assert len(list((tmp_path / "members").iterdir())) == 4
     assert told[0].startswith("4 members")
@@ -257,7 +256,8 @@ def test_unlearning_trains_on_what_it_is_given_and_keeps_its_members(tmp_path: P
 
     def analyze(**settings: Any) -> tuple[LabelAnalysis, list[str]]:
         told: list[str] = []
-        return analyze_labels(case.problem, data, walks, say=told.append, **settings), told
+        with heard_by(told.append):
+            return analyze_labels(case.problem, data, walks, **settings), told
 
     first, _ = analyze(fit=loader, folder=tmp_path)
     times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "members").iterdir())]
@@ -271,7 +271,7 @@ def test_unlearning_trains_on_what_it_is_given_and_keeps_its_members(tmp_path: P
     assert not torch.equal(first.scores.value, other.scores.value)
 
 
-@pytest.mark.parametrize("cut", [TWO, partial(expected_false_discovery_cut, rate=0.2), None])
+@pytest.mark.parametrize("cut", [TWO, partial(budget_cut, budget=3), None])
 def test_the_cut_may_be_any_function_of_the_scores(cut: Any):
     case = make_case("mlp", "categorical")
 

@@ -25,7 +25,7 @@ from afterfit.workflows import (
 )
 from tests.cases import make_case
 
-QUICK = WalkedEnsemble((0.01, 0.1), GeometricEnsemble(members=3, steps=5, way="alone"))
+QUICK = WalkedEnsemble((0.01, 0.1), GeometricEnsemble(members=3, steps=5))
 
 
 def task(seed: int, num: int, classes: int = 3) -> Batches:

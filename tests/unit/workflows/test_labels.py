@@ -26,15 +26,14 @@ from afterfit import (
     analyze_labels,
     corrected_labels,
     find_label_issues,
-    otsu_cut,
     prune,
-    relabel,
-    run_labels,
     verify,
 )
+from afterfit.evaluate import otsu_cut
 from afterfit.influence.simple import loss_scores
 from afterfit.influence.tracin import GradientDot
-from afterfit.workflows import LabelAnalysis, prune_easy, soft_targets
+from afterfit.workflows import LabelAnalysis, prune_easy, relabel, run_labels, soft_targets
+from tests.listening import heard_by
 
 QUICK = GEX(members=4, steps=6, max_trials=2)
 WALKS = Unlearning(rates=(0.0125, 0.025, 0.05, 0.1), epochs=0.1)
@@ -257,10 +256,10 @@ def test_a_rate_without_probabilities_is_refused_before_anything_is_computed():
 def test_a_rate_that_is_none_is_refused_before_anything_is_trained(rate: float):
     net, x, y, _ = two_groups(64)
     told: list[str] = []
-    with pytest.raises(ValueError, match="expected between 0 and 1"):
+    with pytest.raises(ValueError, match="expected between 0 and 1"), heard_by(told.append):
         find_label_issues(
             Problem.from_module(net, Categorical()), Batches((x, y)), WALKS,
-            false_discovery_rate=rate, say=told.append,
+            false_discovery_rate=rate,
         )  # fmt: skip
     assert told == []
 
@@ -330,7 +329,8 @@ def test_a_trace_is_the_score_and_nothing_is_trained():
     trace = recorded(net, x, y)
     problem, data = Problem.from_module(net, Categorical()), Batches((x, y))
     told: list[str] = []
-    found = analyze_labels(problem, data, trace=trace, say=told.append)
+    with heard_by(told.append):
+        found = analyze_labels(problem, data, trace=trace)
     assert told == []
     table = found.issues.sort_index()
     assert torch.equal(found.scores.value, trace.mean_loss())

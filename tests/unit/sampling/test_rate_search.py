@@ -13,8 +13,8 @@ from afterfit.sampling import (
     Trial,
     adamw,
     find_learning_rate,
+    rate_search,
     sgd,
-    temperature,
 )
 
 
@@ -31,7 +31,7 @@ def search(monkeypatch, curve, hottest: float, **settings):
         rate = sampler.learning_rate
         return Trial(rate, curve(rate), 0.0, admissible=rate <= hottest)
 
-    monkeypatch.setattr(temperature, "_try", trial)
+    monkeypatch.setattr(rate_search, "_try", trial)
     problem, data = problem_and_data()
     return find_learning_rate(problem, data, TrainingStream(data), GeometricEnsemble(), **settings)[
         0
@@ -87,7 +87,7 @@ def test_the_cap_lies_half_way_to_knowing_nothing():
     problem, data = problem_and_data()
     perfect = Problem.from_module(nn.Linear(3, 3), Categorical())
     perfect.params["weight"].copy_(100 * torch.eye(3))
-    assert temperature.loss_cap(perfect, data) == pytest.approx(
+    assert rate_search.loss_cap(perfect, data) == pytest.approx(
         torch.tensor(3.0).log().item() / 2, abs=1e-3
     )
     alone = Problem(
@@ -95,13 +95,13 @@ def test_the_cap_lies_half_way_to_knowing_nothing():
         problem.buffers, problem.train_forward,
     )  # fmt: skip
     with pytest.raises(TypeError, match="PerSample"):
-        temperature.loss_cap(alone, data)
+        rate_search.loss_cap(alone, data)
 
 
 def test_networks_without_normalization_are_pulled_harder():
     problem, _ = problem_and_data()
     normalized = Problem.from_module(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), Categorical())
-    assert temperature.default_weight_decay(problem) > temperature.default_weight_decay(normalized)
+    assert rate_search.default_weight_decay(problem) > rate_search.default_weight_decay(normalized)
 
 
 def test_embeddings_without_normalization_are_walked_by_adam():
@@ -109,15 +109,15 @@ def test_embeddings_without_normalization_are_walked_by_adam():
     normalized = nn.Sequential(nn.EmbeddingBag(9, 4), nn.LayerNorm(4), nn.Linear(4, 3))
     words = Problem.from_module(bag, Categorical())
     plain = GeometricEnsemble()
-    chosen = temperature.forgetting(words, plain).step
+    chosen = rate_search.with_forgetting_decay(words, plain).step
     assert chosen is not None
     leaf = torch.zeros(2, requires_grad=True)
     assert isinstance(chosen([leaf], 0.1), torch.optim.AdamW)
     for other in (problem_and_data()[0], Problem.from_module(normalized, Categorical())):
-        assert temperature.forgetting(other, plain).step is None
+        assert rate_search.with_forgetting_decay(other, plain).step is None
     own = GeometricEnsemble(step=sgd(0.5))
-    assert temperature.forgetting(words, own).step is own.step
-    assert temperature.first_rate(temperature.forgetting(words, plain)) == 0.1
+    assert rate_search.with_forgetting_decay(words, own).step is own.step
+    assert rate_search.first_rate(rate_search.with_forgetting_decay(words, plain)) == 0.1
 
 
 def test_a_search_stays_below_its_hottest_rate(monkeypatch):

@@ -8,7 +8,7 @@ Losses also differ by what the target is: a constant prediction of two classes h
 they are centered among samples with like targets, and a member must know more than a constant.
 """
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import final
@@ -25,6 +25,8 @@ from afterfit.problem.persample import losses
 from afterfit.problem.problem import Problem
 from afterfit.sampling.geometric import GeometricEnsemble, adamw
 from afterfit.sampling.walk import Diverged
+
+_log = logging.getLogger(__name__)
 
 GRID = tuple(0.4 * 2.0**k for k in range(-9, 5))
 """Rates that the search may try: 0.0008 to 6.4, each twice the one before."""
@@ -45,7 +47,7 @@ _NUM_GROUPS = 10  # of targets that are numbers
 _ROUNDING = 32  # units in the last place of the largest loss
 
 
-def forgetting(problem: Problem, sampler: GeometricEnsemble) -> GeometricEnsemble:
+def with_forgetting_decay(problem: Problem, sampler: GeometricEnsemble) -> GeometricEnsemble:
     """Give a sampler the weight decay, and where need be the steps, by which a network forgets.
 
     A table that embeds indices, with no normalization behind it, moves hardly at all by plain SGD:
@@ -133,7 +135,6 @@ def find_learning_rate(
     max_trials: int = 6,
     cap: float | None = None,
     limit: float = GRID[-1],
-    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[RateSearch, dict[float, Member]]:
     """Climb over the grid of rates, one member each, towards the clearest separation.
 
@@ -162,7 +163,7 @@ def find_learning_rate(
         trials[position] = _try(
             problem, train, fit, replace(sampler, learning_rate=rate), most, made
         )
-        say(_told(trials[position], most))
+        _log.info(_told(trials[position], most))
         position = _next(trials, limit)
     ordered = tuple(trials[k] for k in sorted(trials))
     return RateSearch(ordered, most, _chosen(ordered).learning_rate), made
@@ -187,7 +188,7 @@ def _try(
     made: dict[float, Member],
 ) -> Trial:
     rate = sampler.learning_rate
-    one = replace(sampler, members=1, chains=1, way="alone")
+    one = replace(sampler, members=1, chains=1)
     try:
         member = next(one.walk(problem, fit))
         column = losses(problem, train, member.params)
