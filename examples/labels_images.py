@@ -4,6 +4,7 @@
 # else scikit-learn's digits. `AFTERFIT_DATA=... afterfit labels examples/labels_images.py`.
 
 # %%
+import logging
 import os
 from pathlib import Path
 
@@ -62,7 +63,8 @@ def factory(epochs: int = 30) -> af.Trained:
 
 # %%
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # tells how long work goes on
     trained = factory()
-    analysis = af.analyze_labels(trained.problem(), trained.batches(), say=af.to_stderr)
+    analysis = af.analyze_labels(trained.problem(), trained.batches())
     print(analysis.issues.head(10))
     print("estimated share of wrong labels:", round(analysis.cut.expected_wrong, 3))

@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 
 from afterfit import Batches, Categorical, Problem
 from afterfit.curvature import hessian, jacobian
-from afterfit.linalg.trace import Hutchinson, estimate_trace
+from afterfit.linalg.trace import estimate_trace
 from afterfit.problem import connectivity, outputs
 from afterfit.sharpness import (
     Scales,
@@ -108,7 +108,7 @@ def predictive_variance(problem: Problem, train_data: Batches, test: Batches) ->
 def numbers(network: nn.Module, train_data: Batches, test: Batches) -> Tensor:
     problem = Problem.from_module(network, Categorical())
     relative = connectivity(problem)
-    bent = estimate_trace(hessian(problem, train_data), Hutchinson(200), Generator().manual_seed(0))
+    bent = estimate_trace(hessian(problem, train_data), 200, Generator().manual_seed(0))
     return torch.tensor(
         [
             tangent_trace(problem, train_data).total,

@@ -28,10 +28,11 @@ import noise
 import numpy as np
 import peers
 import torch
+from modality import dip
 from torch import Tensor, nn
 
 from afterfit import Batches, Categorical, Problem, TrainingStream, analyze_labels
-from afterfit.evaluate import auc, average_precision, bootstrap, dip, probability_cut
+from afterfit.evaluate import auc, average_precision, bootstrap, probability_cut
 from afterfit.influence import baselines
 from afterfit.influence.arnoldi import ArnoldiInfluence
 from afterfit.influence.projected import RandomProjection

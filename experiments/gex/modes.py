@@ -16,10 +16,11 @@ import networks
 import noise
 import numpy as np
 import torch
+from modality import dip, two_component_mixture
 from torch import Generator, Tensor
 
 from afterfit import Batches, Categorical, Problem
-from afterfit.evaluate import average_precision, dip, two_component_mixture
+from afterfit.evaluate import average_precision
 
 
 def scores_of(folder: Path, seed: int) -> tuple[dict[str, Tensor], Tensor]:

@@ -5,7 +5,7 @@ raise the loss. Losses are per sample, in nats.
 """
 
 from afterfit.curvature import diagonal, ekfac, ggn, kfac
-from afterfit.evaluate import budget_cut, expected_false_discovery_cut, otsu_cut
+from afterfit.evaluate import budget_cut, otsu_cut
 from afterfit.influence import (
     GEX,
     LossCovariance,
@@ -17,7 +17,6 @@ from afterfit.influence import (
     published,
     secant,
     second_moment,
-    to_stderr,
 )
 from afterfit.posterior import Predictive, laplace, predict
 from afterfit.problem import (
@@ -78,7 +77,6 @@ __all__ = [
     "covariance",
     "diagonal",
     "ekfac",
-    "expected_false_discovery_cut",
     "find_label_issues",
     "ggn",
     "kfac",
@@ -96,7 +94,6 @@ __all__ = [
     "run_labels",
     "secant",
     "second_moment",
-    "to_stderr",
     "verify",
     "with_positions",
 ]

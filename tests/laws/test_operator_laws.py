@@ -12,7 +12,6 @@ from torch.testing import assert_close
 
 from afterfit.linalg import (
     BlockDiagonal,
-    Congruence,
     Dense,
     Diagonal,
     FunctionOperator,
@@ -100,11 +99,6 @@ def _product(draw: Draw, n: int, m: int) -> Pair:
     return left @ right, a @ b
 
 
-def _congruence(draw: Draw, n: int, m: int) -> Pair:
-    (inner, a), (outer, b) = _dense_psd(draw, n, n), _function(draw, n, m)
-    return Congruence(inner, outer), b.mT @ a @ b
-
-
 FAMILIES = {
     make.__name__.strip("_"): make
     for make in (
@@ -120,7 +114,6 @@ FAMILIES = {
         _sum,
         _sum_psd,
         _product,
-        _congruence,
     )
 }
 
@@ -212,7 +205,7 @@ def test_single_precision_stays_single(family: str):
     assert (operator @ torch.ones(operator.shape[1])).dtype == torch.float32
 
 
-@pytest.mark.parametrize("tagged", ["dense_psd", "kronecker_psd", "sum_psd", "congruence"])
+@pytest.mark.parametrize("tagged", ["dense_psd", "kronecker_psd", "sum_psd"])
 def test_what_is_built_from_psd_parts_is_known_to_be_psd(tagged: str):
     assert build(tagged, 3, 2, 0)[0].psd
 
@@ -245,8 +238,6 @@ def test_operators_that_do_not_fit_are_refused():
         three @ two
     with pytest.raises(ValueError, match=r"torch\.float64"):
         three + Diagonal(torch.ones(3, dtype=torch.float64))
-    with pytest.raises(ValueError, match="known to be symmetric"):
-        Congruence(Dense(torch.ones(3, 3)), three)
 
 
 def test_false_tags_and_gaps_are_refused():

@@ -1,5 +1,6 @@
 """The command line and its main commands: ``afterfit labels``, ``demo`` and ``cite``."""
 
+import logging
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -10,7 +11,16 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from afterfit.cli.console import Factory, Out, Seed, Threads, console, errors, say, set_threads
+from afterfit.cli.console import (
+    Factory,
+    Out,
+    Seed,
+    Threads,
+    console,
+    errors,
+    set_threads,
+    show_progress,
+)
 from afterfit.cli.demo import digits, train_network
 from afterfit.cli.demo_graph import digits_graph
 from afterfit.cli.edges import edges, graph_parts, tell
@@ -22,14 +32,19 @@ from afterfit.influence.gex import GEX, published
 from afterfit.influence.trace import TrainingTrace
 from afterfit.influence.unlearning import Unlearning
 from afterfit.workflows.citations import CONNECTIVITY, RECTIFICATION
-from afterfit.workflows.label_run import LabelRun, run_labels, told_share
+from afterfit.workflows.label_run import MEASURED, run_labels, told_share
+from afterfit.workflows.labels import LabelAnalysis
+from afterfit.workflows.run import Run
 from afterfit.workflows.trained import Trained
 from afterfit.workflows.verify import verify
+
+_log = logging.getLogger(__name__)
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    callback=show_progress,
     help="Post-hoc analysis of trained networks: which training labels are wrong, how sharp the "
     "minimum is, how sure the network, and which edges of a graph hurt.",
 )
@@ -149,9 +164,7 @@ def labels(
     if method == "unlearning" and recorded is not None:
         chosen = None  # the trace is the score, and nothing is trained
     _tell(
-        run_labels(
-            trained, out, chosen, where, rate, recorded, title=f"Labels of {factory}", say=say
-        ),
+        run_labels(trained, out, chosen, where, rate, recorded, title=f"Labels of {factory}"),
         trained,
     )
 
@@ -186,13 +199,13 @@ def demo(
 ) -> None:
     """Train a small conv net on digits with 10 % wrong labels, and find them."""
     set_threads(threads)
-    say("training a conv net on 1,200 digits, 120 of them with a wrong label")
+    _log.info("training a conv net on 1,200 digits, 120 of them with a wrong label")
     trained = digits(seed)
     chosen = Unlearning(seed=seed, budget=trained.epochs)
-    run = run_labels(trained, out, chosen, title="Digits", say=say)
+    run = run_labels(trained, out, chosen, title="Digits")
     _tell(run, trained)
-    say("training again without the flagged samples")
-    kept = {"flagged removed": run.analysis.kept}
+    _log.info("training again without the flagged samples")
+    kept = {"flagged removed": run.found.kept}
     retrained = verify(
         lambda data: train_network(data, 60, seed), trained.batches(), trained.test, kept
     )
@@ -209,11 +222,11 @@ def _demo_graph(out: Path, seed: int) -> None:
     try:
         graph, run_edges = graph_parts()
     except FactoryError as error:
-        say(f"the graph part is left out: {error}")
+        _log.info(f"the graph part is left out: {error}")
         return
-    say("training on a graph of digits, a third of whose edges are drawn at random")
+    _log.info("training on a graph of digits, a third of whose edges are drawn at random")
     trained, rule = digits_graph(graph, seed), graph.TopShare(0.01)
-    tell(run_edges(trained, out, rule, max_rounds=8, seed=seed, title="Digits, joined", say=say))
+    tell(run_edges(trained, out, rule, max_rounds=8, seed=seed, title="Digits, joined"))
 
 
 @app.command()
@@ -223,13 +236,13 @@ def cite() -> None:
         console.print(f"{question}: {reference}", soft_wrap=True)
 
 
-def _tell(run: LabelRun, trained: Trained) -> None:
+def _tell(run: Run[LabelAnalysis], trained: Trained) -> None:
     """Print the worst labels, the figures, and where the report is."""
     table = Table(title="most suspicious labels")
     columns = ("rank", "id", "given", "suggested", "confidence", "wrong", "score", "± stderr")
     for column in columns:
         table.add_column(column, justify="right")
-    for row in run.analysis.issues.head(10).to_dict("records"):
+    for row in run.found.issues.head(10).to_dict("records"):
         table.add_row(
             str(row["rank"]), str(row["id"]), _named(row["given"], trained),
             _named(row["suggested"], trained), f"{row['confidence']:.2f}",
@@ -237,17 +250,18 @@ def _tell(run: LabelRun, trained: Trained) -> None:
             f"{row['score']:.3g}", f"{row['stderr']:.2g}",
         )  # fmt: skip
     console.print(table)
-    for caution in run.analysis.cautions:
+    for caution in run.found.cautions:
         console.print(Text.assemble(("caution: ", "yellow"), caution), soft_wrap=True)
-    if run.analysis.cut is not None:
-        flagged = run.analysis.cut.is_issue
+    if run.found.cut is not None:
+        flagged = run.found.cut.is_issue
         console.print(
-            f"{int(flagged.sum())} of {len(flagged)} labels flagged ({run.analysis.cut.name})"
+            f"{int(flagged.sum())} of {len(flagged)} labels flagged ({run.found.cut.name})"
         )
-    if run.analysis.share is not None:
-        console.print(f"share of wrong labels: {told_share(run.analysis.share)}", soft_wrap=True)
-    if run.figures:
-        console.print(", ".join(f"{name} {value:.4f}" for name, value in run.figures.items()))
+    if run.found.share is not None:
+        console.print(f"share of wrong labels: {told_share(run.found.share)}", soft_wrap=True)
+    measured = {name: run.figures[name] for name in MEASURED if name in run.figures}
+    if measured:
+        console.print(", ".join(f"{name} {value:.4f}" for name, value in measured.items()))
     console.print(f"report: {run.report}", soft_wrap=True)
 
 

@@ -1,7 +1,8 @@
 """What the commands share: where they write, how they tell, and options of the same meaning."""
 
+import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, final
 
 import torch
 import typer
@@ -29,6 +30,17 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def say(line: str) -> None:
-    """Tell how work goes on."""
-    errors.print(Text(line, style="dim"))
+@final
+class Progress(logging.Handler):
+    """Shows on the terminal how work goes on."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        errors.print(Text(record.getMessage(), style="dim"))
+
+
+def show_progress() -> None:
+    """Show what the library tells to the logger ``afterfit``."""
+    logger = logging.getLogger("afterfit")
+    logger.handlers = [h for h in logger.handlers if not isinstance(h, Progress)] + [Progress()]
+    logger.setLevel(logging.INFO)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from afterfit.cli.console import Folder, Seed, Threads, console, say, set_threads
+from afterfit.cli.console import Folder, Seed, Threads, console, set_threads
 from afterfit.cli.factory import FactoryError, load
 
 
@@ -44,7 +44,7 @@ def edges(
     chosen, tolerance = _rule(rule, graph, trained)
     run = run_edges(
         trained, out, chosen, damping=damping, max_rounds=rounds, tolerance=tolerance, seed=seed,
-        title=f"Edges of {factory}", say=say,
+        title=f"Edges of {factory}",
     )  # fmt: skip
     tell(run)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from afterfit.cli.console import Factory, Folder, Seed, Threads, console, say, set_threads
+from afterfit.cli.console import Factory, Folder, Seed, Threads, console, set_threads
 from afterfit.cli.factory import load_trained
 from afterfit.workflows.audit_run import run_audit
 from afterfit.workflows.sharpness_run import run_sharpness
@@ -26,20 +26,18 @@ def sharpness(
     """Measure how sharp the minimum is, in numbers that a rescaling cannot fake."""
     set_threads(threads)
     trained = load_trained(factory)
-    run = run_sharpness(
-        trained, out, samples=samples, seed=seed, title=f"Sharpness of {factory}", say=say
-    )
+    run = run_sharpness(trained, out, samples=samples, seed=seed, title=f"Sharpness of {factory}")
     table = Table(title="sharpness, per sample")
     for column in ("measure", "value", "invariant to"):
         table.add_column(column, justify="right" if column == "value" else "left")
-    for measure in run.measures:
+    for measure in run.found.measures:
         kinds = ", ".join(sorted(measure.invariant_to))
         table.add_row(measure.name, f"{measure.mean:.5g}", kinds)
     console.print(table)
-    if run.certificate is not None:
+    if run.found.certificate is not None:
         console.print(
-            f"error on new data at most {run.certificate.bound:.4f} with probability "
-            f"{1 - run.certificate.delta:.0%}, for the stochastic linearized network"
+            f"error on new data at most {run.found.certificate.bound:.4f} with probability "
+            f"{1 - run.found.certificate.delta:.0%}, for the stochastic linearized network"
         )
     console.print(f"report: {run.report}", soft_wrap=True)
 
@@ -60,10 +58,10 @@ def audit(
     trained = load_trained(factory)
     run = run_audit(
         trained, out, samples=samples, draws=draws, spread=spread, seed=seed,
-        title=f"Invariance audit of {factory}", say=say,
+        title=f"Invariance audit of {factory}",
     )  # fmt: skip
-    console.print(str(run.audit))
-    for broken in run.audit.broken:
+    console.print(str(run.found))
+    for broken in run.found.broken:
         console.print(broken)
     console.print(f"report: {run.report}", soft_wrap=True)
 
@@ -79,9 +77,9 @@ def uncertainty(
     set_threads(threads)
     trained = load_trained(factory)
     run = run_uncertainty(
-        trained, out, samples=samples, seed=seed, title=f"Uncertainty of {factory}", say=say
+        trained, out, samples=samples, seed=seed, title=f"Uncertainty of {factory}"
     )
-    found = run.calibration.table
+    found = run.found.table
     shown = [c for c in ("nll", "nll_stderr", "test_nll", "test_ece", "test_crps") if c in found]
     table = Table(title="ways to predict, the best first")
     for column in ("way", *shown, "chosen"):

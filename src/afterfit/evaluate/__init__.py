@@ -34,14 +34,7 @@ from afterfit.evaluate.correlation import (
     kendall_interval,
 )
 from afterfit.evaluate.planted import PlantedFit, fit_planted
-from afterfit.evaluate.separation import (
-    Dip,
-    Mixture,
-    Otsu,
-    dip,
-    otsu,
-    two_component_mixture,
-)
+from afterfit.evaluate.separation import Otsu, otsu
 from afterfit.evaluate.subsets import (
     Ceiling,
     Retrainings,
@@ -52,23 +45,15 @@ from afterfit.evaluate.subsets import (
     subset_effects,
     truth_ceiling,
 )
-from afterfit.evaluate.threshold import (
-    Cut,
-    budget_cut,
-    expected_false_discovery_cut,
-    otsu_cut,
-    probability_cut,
-)
+from afterfit.evaluate.threshold import Cut, budget_cut, otsu_cut, probability_cut
 
 __all__ = [
     "Ceiling",
     "Correlation",
     "Cut",
-    "Dip",
     "EqualMass",
     "EqualWidth",
     "Granulated",
-    "Mixture",
     "Otsu",
     "PlantedFit",
     "Reliability",
@@ -82,10 +67,8 @@ __all__ = [
     "brier_score",
     "budget_cut",
     "crps",
-    "dip",
     "drawn_subsets",
     "expected_calibration_error",
-    "expected_false_discovery_cut",
     "false_positive_rate",
     "fit_planted",
     "gaussian_negative_log_likelihood",
@@ -108,5 +91,4 @@ __all__ = [
     "reliability",
     "subset_effects",
     "truth_ceiling",
-    "two_component_mixture",
 ]

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from afterfit.evaluate.separation import otsu, two_component_mixture
+from afterfit.evaluate.separation import otsu
 
 Transform = Callable[[Tensor], Tensor]
 """An increasing function that acts on each score by itself."""
@@ -73,43 +73,6 @@ def otsu_cut(scores: Float[Tensor, " N"], transform: Transform = signed_sqrt) ->
     return _cut(scores, num, split.fraction_above, split.separability, "Otsu")
 
 
-def expected_false_discovery_cut(
-    scores: Float[Tensor, " N"], rate: float, transform: Transform = signed_sqrt
-) -> Cut:
-    """Flag as many samples as possible while the expected share of clean ones stays below a rate.
-
-    Two Gaussians are fitted to the transformed scores. The chance to belong to the upper one,
-    made to never fall as the score rises, is the chance of a wrong label; the largest scores are
-    flagged as long as the mean chance of being clean among them is at most `rate`. When one
-    Gaussian describes the scores as well (no gain in BIC), nothing is flagged. A single but skewed
-    group also looks like two Gaussians: check `separability`, as for `otsu_cut`.
-
-    References
-    ----------
-    Efron, Tibshirani, Storey and Tusher (2001), Empirical Bayes analysis of a microarray
-    experiment, JASA 96. doi:10.1198/016214501753382129
-    Newton, Noueiry, Sarkar and Ahlquist (2004), Detecting differential gene expression with a
-    semiparametric hierarchical mixture method, Biostatistics 5. doi:10.1093/biostatistics/5.2.155
-
-    Examples
-    --------
-    >>> scores = torch.cat([torch.linspace(0.1, 0.3, 90), torch.linspace(8, 9, 10)])
-    >>> int(expected_false_discovery_cut(scores, rate=0.05).is_issue.sum())
-    10
-    """
-    if not 0 < rate < 1:
-        msg = f"rate is {rate}, expected between 0 and 1: pass 0.1 to allow one clean sample in ten"
-        raise ValueError(msg)
-    transformed = _transformed(scores, transform)
-    wrong = _chance_of_wrong(transformed)
-
-    ranked = _on_cpu(scores).sort(descending=True, stable=True)
-    clean = (1 - wrong[ranked.indices]).cumsum(0) / torch.arange(1, len(scores) + 1)
-    num = int((clean <= rate).sum())  # the share rises along the ranks, as the chance falls
-    name = f"expected false discovery rate {rate:g}"
-    return _cut(scores, num, float(wrong.mean()), otsu(transformed).separability, name)
-
-
 def probability_cut(
     p_wrong: Float[Tensor, " N"], scores: Float[Tensor, " N"], rate: float | None = None
 ) -> Cut:
@@ -123,7 +86,9 @@ def probability_cut(
         In whose units the threshold is given.
     rate
         Flag as many as possible while at most this share of the flagged is expected to be right
-        (Newton et al. 2004); None flags what is more probably wrong than right.
+        (Newton, Noueiry, Sarkar and Ahlquist 2004, "Detecting differential gene expression with a
+        semiparametric hierarchical mixture method", Biostatistics 5); None flags
+        what is more probably wrong than right.
 
     Examples
     --------
@@ -167,21 +132,6 @@ def budget_cut(scores: Float[Tensor, " N"], budget: int, transform: Transform = 
         raise ValueError(msg)
     split = otsu(_transformed(scores, transform))
     return _cut(scores, budget, split.fraction_above, split.separability, f"budget {budget}")
-
-
-def _chance_of_wrong(transformed: Tensor) -> Tensor:
-    """Chance to come from the upper of two Gaussians, never falling as the value rises."""
-    if len(transformed) < 4 or transformed.min() == transformed.max():
-        return torch.zeros_like(transformed)
-    mixture = two_component_mixture(transformed)
-    if mixture.bic_gain <= 0:
-        return torch.zeros_like(transformed)
-
-    # The wider Gaussian wins at both ends: below the mean of the lower one that means nothing.
-    ascending = transformed.sort()
-    chance = mixture.posterior(ascending.values)
-    chance[ascending.values < mixture.means[0]] = 0.0
-    return torch.empty_like(chance).scatter_(0, ascending.indices, chance.cummax(0).values)
 
 
 def _cut(scores: Tensor, num: int, expected_wrong: float, separability: float, name: str) -> Cut:

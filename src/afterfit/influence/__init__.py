@@ -11,7 +11,7 @@ from afterfit.influence.covariance import (
     second_moment,
 )
 from afterfit.influence.evidence import LabelEvidence, Share
-from afterfit.influence.gex import GEX, published, quiet, to_stderr
+from afterfit.influence.gex import GEX, published
 from afterfit.influence.loss_covariance import CovarianceInfluence, LossCovariance
 from afterfit.influence.table import member_losses, seen_losses, tangents
 from afterfit.influence.trace import TrainingTrace
@@ -33,10 +33,8 @@ __all__ = [
     "mean_move",
     "member_losses",
     "published",
-    "quiet",
     "secant",
     "second_moment",
     "seen_losses",
     "tangents",
-    "to_stderr",
 ]

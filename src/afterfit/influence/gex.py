@@ -6,10 +6,9 @@ posterior (their section 3); GEX takes the losses as they are, over parameters t
 """
 
 import json
+import logging
 import os
-import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, final
@@ -42,16 +41,7 @@ from afterfit.sampling.temperature import (
     forgetting,
 )
 
-Say = Callable[[str], None]
-
-
-def to_stderr(line: str) -> None:
-    """Tell how long work goes on."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def quiet(line: str) -> None:
-    """Tell nothing."""
+_log = logging.getLogger(__name__)
 
 
 @final
@@ -159,9 +149,10 @@ class GEX:
         train: Batches,
         fit: TrainingStream | DataLoader[Any] | None = None,
         folder: Path | str | None = None,
-        say: Say = quiet,
     ) -> CovarianceInfluence:
         """Find the rate, make the members, and observe the losses of the training data.
+
+        Forecast, trials and members are told to the logger ``afterfit``.
 
         Parameters
         ----------
@@ -173,8 +164,6 @@ class GEX:
         folder
             Where members are kept as they are made, and losses in a memory-mapped file; a run that
             was killed goes on from there. By default they stay in memory.
-        say
-            Told of the forecast, the trials and each member: :func:`to_stderr`, or any function.
 
         Raises
         ------
@@ -192,20 +181,18 @@ class GEX:
         if self.budget is not None:
             sampler, trials = within_budget(sampler, stream, trials, self.budget)
         cost = forecast(problem, train, stream, sampler, trials, folder=folder is not None)
-        say(f"{sampler.describe(stream)}: {cost}")
+        _log.info(f"{sampler.describe(stream)}: {cost}")
         store = self._store(problem, train, stream, sampler, folder)
         search = None
         if self.learning_rate == "auto":
-            search = self._search(problem, train, stream, sampler, trials, folder, store, say)
+            search = self._search(problem, train, stream, sampler, trials, folder, store)
             sampler = replace(sampler, learning_rate=search.learning_rate)
         engine = LossCovariance(
             sampler, self.losses, move=self.move, moment=self.moment,
             cross_move=self.cross_move, cross_moment=self.cross_moment,
         )  # fmt: skip
         kept = None if folder is None else Path(folder)
-        return engine.over(
-            problem, train, stream, store, say=say, search=search, cost=cost, folder=kept
-        )
+        return engine.over(problem, train, stream, store, search=search, cost=cost, folder=kept)
 
     def _stream(
         self, train: Batches, fit: TrainingStream | DataLoader[Any] | None
@@ -246,16 +233,13 @@ class GEX:
         trials: int,
         folder: Path | str | None,
         store: Store,
-        say: Say,
     ) -> RateSearch:
         """Search for the rate, or read the search of a run that is taken up again."""
         path = None if folder is None else Path(folder) / "search.json"
         if path is not None and path.exists() and store.holds(0, 0):
             return _read_search(path)
         limit = GRID[-1] if sampler.step is self.sampler.step else HOTTEST_ADAM
-        search, made = find_learning_rate(
-            problem, train, stream, sampler, trials, self.cap, limit, say
-        )
+        search, made = find_learning_rate(problem, train, stream, sampler, trials, self.cap, limit)
         if not search.found:
             warnings.warn(
                 "no learning rate keeps the median training loss under "

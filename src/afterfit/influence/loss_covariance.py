@@ -4,6 +4,7 @@ The influence function, the Bayesian influence function and GEX differ in where 
 from and in which moves are taken; :class:`LossCovariance` is what they share.
 """
 
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +45,8 @@ from afterfit.problem.ensemble import Ensemble, MemoryStore, Sampler, Store
 from afterfit.problem.problem import Problem
 from afterfit.sampling.forecast import Forecast
 from afterfit.sampling.temperature import RateSearch
+
+_log = logging.getLogger(__name__)
 
 Recorded = Literal["members", "seen", "both"]
 
@@ -93,7 +96,6 @@ class LossCovariance:
         stream: TrainingStream,
         store: Store,
         *,
-        say: Callable[[str], None] = lambda _: None,
         search: RateSearch | None = None,
         cost: Forecast | None = None,
         folder: Path | None = None,
@@ -107,7 +109,7 @@ class LossCovariance:
             if not store.holds(member.chain, member.stage):
                 store.save(member)
             keys.append((member.chain, member.stage))
-            say(f"member {len(keys)} is made")
+            _log.info(f"member {len(keys)} is made")
         ensemble = Ensemble(keys, store, problem.device)
         place: Place = InMemory if folder is None else partial(OnDisk, folder)
         table = _RECORDED[self.losses](self.observe, problem, train, ensemble, place)

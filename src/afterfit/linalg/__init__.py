@@ -3,8 +3,7 @@
 from afterfit.linalg.estimate import Estimate
 from afterfit.linalg.krylov import Hessenberg, Krylov, RitzPairs, arnoldi, lanczos, ritz_pairs
 from afterfit.linalg.least_squares import lsmr
-from afterfit.linalg.operator import Congruence, Kind, LinearOperator, Product, Scaled, Sum
-from afterfit.linalg.quadrature import SLQ, estimate_logdet, estimate_spectral_sum
+from afterfit.linalg.operator import Kind, LinearOperator, Product, Scaled, Sum
 from afterfit.linalg.solvers import (
     CG,
     Cholesky,
@@ -24,29 +23,18 @@ from afterfit.linalg.structured import (
     Kronecker,
     LowRank,
 )
-from afterfit.linalg.trace import (
-    Hutchinson,
-    HutchPlusPlus,
-    TraceEstimator,
-    XTrace,
-    estimate_trace,
-    trace,
-)
+from afterfit.linalg.trace import estimate_trace, trace
 
 __all__ = [
     "CG",
-    "SLQ",
     "BlockDiagonal",
     "Cholesky",
-    "Congruence",
     "Dense",
     "Diagonal",
     "Eigh",
     "Estimate",
     "FunctionOperator",
     "Hessenberg",
-    "HutchPlusPlus",
-    "Hutchinson",
     "Kind",
     "Kronecker",
     "Krylov",
@@ -59,12 +47,8 @@ __all__ = [
     "Solution",
     "Solver",
     "Sum",
-    "TraceEstimator",
     "Woodbury",
-    "XTrace",
     "arnoldi",
-    "estimate_logdet",
-    "estimate_spectral_sum",
     "estimate_trace",
     "lanczos",
     "lsmr",

@@ -234,7 +234,7 @@ class Scaled(LinearOperator):
 @final
 @dataclass(frozen=True)
 class Product(LinearOperator):
-    """``left @ right``; for ``x.T @ a @ x`` see :class:`Congruence`, which keeps symmetry."""
+    """``left @ right``."""
 
     left: LinearOperator
     right: LinearOperator
@@ -256,34 +256,3 @@ class Product(LinearOperator):
 
     def to_dense(self) -> Tensor:
         return self.left.to_dense() @ self.right.to_dense()
-
-
-@final
-@dataclass(frozen=True)
-class Congruence(LinearOperator):
-    """``outer.T @ inner @ outer``, which keeps the symmetry and the sign of `inner`."""
-
-    inner: LinearOperator
-    outer: LinearOperator
-
-    def __post_init__(self) -> None:
-        _meets(self.inner.kind, self.outer.kind, self.inner.shape[1] == self.outer.shape[0], "@")
-        if not self.inner.symmetric:
-            message = "the inner map is not known to be symmetric; use x.T @ a @ x for others"
-            raise ValueError(message)
-
-    @property
-    def kind(self) -> Kind:
-        size = self.outer.shape[1]
-        return Kind((size, size), self.inner.dtype, self.inner.device, True, self.inner.psd)
-
-    def apply(self, columns: Tensor) -> Tensor:
-        return self.outer.T.apply(self.inner.apply(self.outer.apply(columns)))
-
-    @property
-    def T(self) -> LinearOperator:
-        return self
-
-    def to_dense(self) -> Tensor:
-        outer = self.outer.to_dense()
-        return outer.mT @ self.inner.to_dense() @ outer

@@ -2,21 +2,20 @@
 
 from afterfit.report.curves import Band, band_plot, movement_plot, reliability_plot, share_plot
 from afterfit.report.edges import additivity_plot, ego_graph_plot, rounds_plot
-from afterfit.report.page import label_page
+from afterfit.report.labels import label_page
+from afterfit.report.page import Card, Page, Section, page_html
 from afterfit.report.plots import (
     class_confusion,
     inspection_curve_plot,
     rate_search_plot,
     score_histogram,
 )
-from afterfit.report.result import LabelPage
 from afterfit.report.samples import image_html, row_html, sample_html, text_html
-from afterfit.report.sections import Page, Section, section_page
 from afterfit.report.write import write_table_atomic, write_text_atomic
 
 __all__ = [
     "Band",
-    "LabelPage",
+    "Card",
     "Page",
     "Section",
     "additivity_plot",
@@ -27,13 +26,13 @@ __all__ = [
     "inspection_curve_plot",
     "label_page",
     "movement_plot",
+    "page_html",
     "rate_search_plot",
     "reliability_plot",
     "rounds_plot",
     "row_html",
     "sample_html",
     "score_histogram",
-    "section_page",
     "share_plot",
     "text_html",
     "write_table_atomic",

@@ -1,61 +1,117 @@
-"""A report as one file of HTML that asks for nothing from elsewhere."""
+"""A report as one file of HTML that asks for nothing from elsewhere: facts, then sections."""
 
 import base64
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import singledispatch
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, final
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from afterfit.report.plots import (
-    class_confusion,
-    inspection_curve_plot,
-    rate_search_plot,
-    score_histogram,
-)
-from afterfit.report.result import LabelPage
-from afterfit.report.samples import number
-
 MOST_ROWS = 1000
-"""Rows in the table of a page; the CSV beside it holds all of them."""
+"""Rows of a table on a page; the CSV beside it holds all of them."""
 
-MOST_UNNAMED = 200
-"""Integer labels up to here count as classes even if they have no names."""
-
-MOST_PARTS = 8
-"""Of a label with many numbers, so many are shown."""
+UNKNOWN = "\N{EN DASH}"
 
 
+@final
 @dataclass(frozen=True)
-class Row:
-    """One sample as the page shows it: texts, and numbers to sort by."""
+class Card:
+    """A sample to look at.
 
-    rank: int
-    name: str
+    Attributes
+    ----------
+    sample
+        HTML as :func:`~afterfit.report.sample_html` makes it; it stands in the page as it is.
+    given, suggested
+        What it is called, and what it should be called.
+    notes
+        Short texts below, each with what it means, shown on pointing; the meaning may be empty.
+    """
+
+    sample: str
     given: str
     suggested: str
-    confidence: str
-    score: str
-    stderr: str
-    score_value: float
-    is_issue: bool
-    p_wrong: str
-    p_value: float
-    wrong: str
-    sample: Markup | None
+    notes: Sequence[tuple[str, str]] = ()
 
 
-def label_page(page: LabelPage) -> str:
-    """The page as HTML: facts, distributions, suspects, table, and how to read them.
+@final
+@dataclass(frozen=True)
+class Section:
+    """A heading with any of: a text, a picture with its caption, samples, a table, terms.
 
-    Styles, pictures and the small script stand inside it, and its content policy forbids it to
-    load anything. It is readable without JavaScript, in light and dark, and on paper. The same
-    input gives the same text.
+    Attributes
+    ----------
+    text
+        Escaped, unless it is ``Markup``.
+    figure
+        Inline SVG, as the functions of this package return it.
+    cards
+        Samples of the first rows of the table.
+    table
+        Shown as it is; numbers by `formats`, or with four digits.
+    formats
+        Format of the numbers of a column, by its name.
+    marked
+        Which rows are flagged: the table can then be filtered and sorted. Empty for a plain one.
+    rest, left_out
+        Where the rows are that the page leaves out, and how many the table lacks already.
+    terms
+        Words and what they mean.
+    row
+        Neighboring sections of the same row of the page, which is not empty, stand side by side.
+    """
+
+    title: str
+    text: str = ""
+    figure: str = ""
+    caption: str = ""
+    cards: Sequence[Card] = ()
+    table: pd.DataFrame | None = None
+    formats: Mapping[str, str] = field(default_factory=dict)
+    marked: Sequence[bool] = ()
+    rest: str = "the CSV beside this page"
+    left_out: int = 0
+    terms: Sequence[tuple[str, str]] = ()
+    row: str = ""
+
+
+@final
+@dataclass(frozen=True)
+class Page:
+    """What a page says, from the top.
+
+    Attributes
+    ----------
+    lead
+        The answer in one sentence; escaped, unless it is ``Markup``.
+    warnings
+        What a reader must know before believing it.
+    facts
+        Names and values, in order.
+    methods, citation
+        How it was made, blank lines between paragraphs, and what to cite.
+    """
+
+    title: str
+    lead: str
+    sections: Sequence[Section]
+    facts: Sequence[tuple[str, str]] = ()
+    warnings: Sequence[str] = ()
+    methods: str = ""
+    citation: str = ""
+
+
+def page_html(page: Page) -> str:
+    """The page as HTML.
+
+    Styles, pictures and, where a table can be filtered, the small script stand inside it; its
+    content policy forbids it to load anything, and all text is escaped. It is readable without
+    JavaScript, in light and dark, and on paper. The same input gives the same text.
     """
     environment = Environment(
         loader=PackageLoader("afterfit.report", "templates"),
@@ -64,25 +120,16 @@ def label_page(page: LabelPage) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = _source(environment, "labels.js")
-    digest = hashlib.sha256(script.encode()).digest()
-    flagged = int(page.issues["is_issue"].sum())
-    num_rows = min(len(page.issues), MOST_ROWS)
-    rows = _rows(page, num_rows)
-    return environment.get_template("labels.html.j2").render(
+    filtered = any(len(part.marked) for part in page.sections)
+    script = _source(environment, "filter.js") if filtered else ""
+    rows = groupby(enumerate(page.sections), lambda pair: pair[1].row or pair[0])
+    return environment.get_template("page.html.j2").render(
         page=page,
-        rows=rows,
-        flagged=flagged,
-        hidden_rows=len(page.issues) - num_rows,
-        has_confidence=any(row.confidence for row in rows),
-        has_stderr=any(row.stderr for row in rows),
-        has_probability=any(row.p_wrong for row in rows),
-        has_truth=page.truth is not None,
-        figures=_figures(page),
+        places=[[_shown(part) for _, part in beside] for _, beside in rows],
         paragraphs=[part.strip() for part in page.methods.split("\n\n") if part.strip()],
         script=Markup(script),
-        script_hash=base64.b64encode(digest).decode(),
-        style=Markup(_source(environment, "labels.css")),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=Markup(_source(environment, "page.css")),
     )
 
 
@@ -92,82 +139,43 @@ def _source(environment: Environment, name: str) -> str:
     return environment.loader.get_source(environment, name)[0]
 
 
-def _figures(page: LabelPage) -> dict[str, Markup]:
-    """The pictures that this page has the numbers for."""
-    figures = {"histogram": score_histogram(page.scores, page.threshold, page.truth)}
-    if page.search is not None:
-        figures["search"] = rate_search_plot(**page.search)
-    if page.truth is not None and page.truth.any():
-        found = np.cumsum(page.truth[np.argsort(-page.scores, kind="stable")])
-        found = np.concatenate([[0.0], found / found[-1]])
-        inspected = np.linspace(0, 1, len(found))
-        figures["inspection"] = inspection_curve_plot(inspected, found, float(page.truth.mean()))
-    issues = page.issues[page.issues["is_issue"].astype(bool)]
-    names = _class_names(page)
-    if len(issues) and names:
-        figures["confusion"] = class_confusion(issues["given"], issues["suggested"], names)
-    return {name: Markup(figure) for name, figure in figures.items()}
+def _shown(part: Section) -> dict[str, Any]:
+    """A section as the template takes it."""
+    shown = {**vars(part), "figure": Markup(part.figure), "filtered": len(part.marked) > 0}
+    if part.table is None:
+        return {**shown, "heads": [], "rows": None, "hidden": 0}
+    numeric = [_is_numeric(kind) for kind in part.table.dtypes]
+    formats = [part.formats.get(str(name), "{:.4g}") for name in part.table.columns]
+    rows = []
+    for place, record in enumerate(part.table.head(MOST_ROWS).itertuples(index=False)):
+        cells = [_cell(*pair) for pair in zip(record, formats, strict=True)]
+        rows.append(
+            {
+                "cells": [
+                    (text, right, key) for (text, key), right in zip(cells, numeric, strict=True)
+                ],
+                "text": " ".join(text for text, _ in cells),
+                "marked": bool(part.marked[place]) if len(part.marked) else False,
+            }
+        )
+    cards = [(_as_markup(card), row) for card, row in zip(part.cards, rows, strict=False)]
+    heads = list(zip(map(str, part.table.columns), numeric, strict=True))
+    hidden = len(part.table) - len(rows) + part.left_out
+    return {**shown, "heads": heads, "rows": rows, "hidden": hidden, "cards": cards}
 
 
-def _class_names(page: LabelPage) -> list[str]:
-    """Names of the classes if the labels are classes, else none."""
-    labels = page.issues[["given", "suggested"]]
-    if not all(pd.api.types.is_integer_dtype(kind) for kind in labels.dtypes):
-        return []
-    low, high = int(labels.min().min()), int(labels.max().max())
-    if low < 0 or (page.class_names and high >= len(page.class_names)):
-        return []
-    if page.class_names:
-        return [str(name) for name in page.class_names]
-    return [str(place) for place in range(high + 1)] if high < MOST_UNNAMED else []
+def _as_markup(card: Card) -> dict[str, Any]:
+    return {**vars(card), "sample": Markup(card.sample)}
 
 
-def _rows(page: LabelPage, num: int) -> list[Row]:
-    names = [str(name) for name in page.class_names]
-    samples = [Markup(sample) for sample in page.samples]
-    return [
-        _row(record, names, page.truth, samples[place] if place < len(samples) else None)
-        for place, record in enumerate(page.issues.head(num).to_dict("records"))
-    ]
+def _is_numeric(kind: Any) -> bool:
+    return pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind)
 
 
-def _row(record: dict[Any, Any], names: Sequence[str], truth: Any, sample: Markup | None) -> Row:
-    stderr = float(record["stderr"])
-    confidence = float(record.get("confidence", np.nan))
-    probability = float(record.get("p_wrong", np.nan))
-    return Row(
-        rank=int(record["rank"]),
-        name=str(record.get("id", record["index"])),
-        given=_label(record["given"], names),
-        suggested=_label(record["suggested"], names),
-        confidence=f"{confidence:.0%}" if np.isfinite(confidence) else "",
-        score=f"{float(record['score']):.3g}",
-        stderr=f"{stderr:.2g}" if np.isfinite(stderr) else "",
-        score_value=float(record["score"]),
-        is_issue=bool(record["is_issue"]),
-        p_wrong=f"{probability:.0%}" if np.isfinite(probability) else "",
-        p_value=probability if np.isfinite(probability) else -1.0,
-        wrong="" if truth is None else ("wrong" if truth[int(record["index"])] else "right"),
-        sample=sample,
-    )
-
-
-@singledispatch
-def _label(value: Any, names: Sequence[str]) -> str:
-    """A label as a person reads it: the name of its class if it has one, else its value."""
-    del names
-    return number(value)
-
-
-@_label.register(int)
-@_label.register(np.integer)
-def _(value: int, names: Sequence[str]) -> str:
-    return names[value] if 0 <= value < len(names) else str(value)
-
-
-@_label.register(tuple)
-@_label.register(list)
-def _(value: Sequence[Any], names: Sequence[str]) -> str:
-    del names
-    more = ", ..." if len(value) > MOST_PARTS else ""
-    return "(" + ", ".join(number(part) for part in value[:MOST_PARTS]) + more + ")"
+def _cell(value: Any, style: str) -> tuple[str, float | None]:
+    """A value as text, and what it is sorted by where that is not the text."""
+    if isinstance(value, (bool, np.bool_)):
+        return ("yes" if value else "no"), None
+    if isinstance(value, (float, np.floating)):
+        return (UNKNOWN, -1.0) if np.isnan(value) else (style.format(value), float(value))
+    return str(value), None

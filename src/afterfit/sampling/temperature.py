@@ -8,7 +8,7 @@ Losses also differ by what the target is: a constant prediction of two classes h
 they are centered among samples with like targets, and a member must know more than a constant.
 """
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import final
@@ -25,6 +25,8 @@ from afterfit.problem.persample import losses
 from afterfit.problem.problem import Problem
 from afterfit.sampling.geometric import GeometricEnsemble, adamw
 from afterfit.sampling.walk import Diverged
+
+_log = logging.getLogger(__name__)
 
 GRID = tuple(0.4 * 2.0**k for k in range(-9, 5))
 """Rates that the search may try: 0.0008 to 6.4, each twice the one before."""
@@ -133,7 +135,6 @@ def find_learning_rate(
     max_trials: int = 6,
     cap: float | None = None,
     limit: float = GRID[-1],
-    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[RateSearch, dict[float, Member]]:
     """Climb over the grid of rates, one member each, towards the clearest separation.
 
@@ -162,7 +163,7 @@ def find_learning_rate(
         trials[position] = _try(
             problem, train, fit, replace(sampler, learning_rate=rate), most, made
         )
-        say(_told(trials[position], most))
+        _log.info(_told(trials[position], most))
         position = _next(trials, limit)
     ordered = tuple(trials[k] for k in sorted(trials))
     return RateSearch(ordered, most, _chosen(ordered).learning_rate), made

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from afterfit.curvature import hessian
 from afterfit.linalg.operator import LinearOperator
-from afterfit.linalg.trace import Hutchinson, estimate_trace
+from afterfit.linalg.trace import estimate_trace
 from afterfit.problem.data import Batches
 from afterfit.problem.problem import Problem
 from afterfit.problem.transform import restrict
@@ -26,7 +26,7 @@ def estimate_hessian_trace(
     Of ``connectivity(problem)`` it is invariant to rescaling (the result, which cannot know of the
     coordinates, claims no more than for the plain problem). It may be negative.
     """
-    found = estimate_trace(hessian(problem, data), Hutchinson(num_probes), generator)
+    found = estimate_trace(hessian(problem, data), num_probes, generator)
     return Sharpness(
         "Hessian trace", found.value, data.num_samples, ORTHOGONAL, found.stderr, found.num_probes
     )

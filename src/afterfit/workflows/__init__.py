@@ -1,17 +1,11 @@
 """Whole jobs: labels found and corrected, networks compared, uncertainty chosen, runs written."""
 
+from afterfit.workflows.audit_run import run_audit
 from afterfit.workflows.calibrate import Calibration, calibrate
 from afterfit.workflows.compare import Comparison, compare, generalization_gap
-from afterfit.workflows.label_run import LabelRun, run_labels
-from afterfit.workflows.labels import (
-    LabelAnalysis,
-    analyze_labels,
-    corrected_labels,
-    find_label_issues,
-    prune,
-    prune_easy,
-    relabel,
-)
+from afterfit.workflows.label_actions import corrected_labels, prune, prune_easy, relabel
+from afterfit.workflows.label_run import run_labels
+from afterfit.workflows.labels import LabelAnalysis, analyze_labels, find_label_issues
 from afterfit.workflows.predictors import (
     Candidate,
     LinearizedLaplace,
@@ -21,8 +15,11 @@ from afterfit.workflows.predictors import (
     temperature_scaling,
     trained_network,
 )
+from afterfit.workflows.run import Run
+from afterfit.workflows.sharpness_run import SharpnessFindings, run_sharpness
 from afterfit.workflows.suggest import soft_targets
 from afterfit.workflows.trained import Trained
+from afterfit.workflows.uncertainty_run import run_uncertainty
 from afterfit.workflows.verify import verify
 
 __all__ = [
@@ -30,10 +27,11 @@ __all__ = [
     "Candidate",
     "Comparison",
     "LabelAnalysis",
-    "LabelRun",
     "LinearizedLaplace",
     "MonteCarloDropout",
     "Predictor",
+    "Run",
+    "SharpnessFindings",
     "Trained",
     "WalkedEnsemble",
     "analyze_labels",
@@ -45,7 +43,10 @@ __all__ = [
     "prune",
     "prune_easy",
     "relabel",
+    "run_audit",
     "run_labels",
+    "run_sharpness",
+    "run_uncertainty",
     "soft_targets",
     "temperature_scaling",
     "trained_network",

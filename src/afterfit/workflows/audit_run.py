@@ -1,40 +1,19 @@
 """A run that rescales a network in every way that it admits, and tells which measures move."""
 
-import json
+import logging
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import final
 
 import pandas as pd
 
 from afterfit.problem.data import Batches
-from afterfit.report import (
-    Page,
-    Section,
-    movement_plot,
-    section_page,
-    write_table_atomic,
-    write_text_atomic,
-)
+from afterfit.report import Page, Section, movement_plot
 from afterfit.sharpness import MEASURES, Audit, audit, connectivity_curvature, fisher_trace
 from afterfit.workflows.citations import CONNECTIVITY
-from afterfit.workflows.sharpness_run import Say
+from afterfit.workflows.run import Run, inputs, write_run
 from afterfit.workflows.trained import Trained
 
-
-@final
-@dataclass(frozen=True)
-class AuditRun:
-    """A finished audit and where its page is."""
-
-    audit: Audit
-    folder: Path
-
-    @property
-    def report(self) -> Path:
-        """Where the page is."""
-        return self.folder / "report.html"
+_log = logging.getLogger(__name__)
 
 
 def run_audit(
@@ -46,35 +25,35 @@ def run_audit(
     spread: float = math.log(4),
     seed: int = 0,
     title: str = "Invariance audit",
-    say: Say = lambda _: None,
-) -> AuditRun:
-    """Rescale the network in every way that it admits, and write how far each measure moved."""
+) -> Run[Audit]:
+    """Rescale the network in every way that it admits, and write how far each measure moved.
+
+    The folder gets ``moves.csv``.
+    """
     data = trained.batches().drawn(samples, seed)
     problem = trained.problem()
-    say(f"rescaling the network, and measuring on {data.num_samples:,} samples")
+    _log.info(f"rescaling the network, and measuring on {data.num_samples:,} samples")
     measures = {
         **MEASURES,
         "connectivity curvature": connectivity_curvature,
         "Fisher trace": fisher_trace,
     }
     found = audit(
-        trained.module,
-        problem.likelihood,
-        data,
-        measures,
-        spread=spread,
-        num_draws=draws,
-        seed=seed,
+        trained.module, problem.likelihood, data, measures,
+        spread=spread, num_draws=draws, seed=seed,
+    )  # fmt: skip
+    rows = found.moves.iterrows()
+    return write_run(
+        folder,
+        found,
+        _audit_page(title, found, data),
+        figures={str(name): {str(k): float(v) for k, v in row.items()} for name, row in rows},
+        settings={
+            "audit": {"samples": samples, "draws": draws, "spread": spread, "seed": seed},
+            "input": inputs(problem, data),
+        },
+        tables={"moves": found.moves.reset_index()},
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    table = found.moves.reset_index()
-    write_table_atomic(folder / "moves.csv", table)
-    result = {
-        name: {str(k): float(v) for k, v in row.items()} for name, row in found.moves.iterrows()
-    }
-    write_text_atomic(folder / "result.json", json.dumps(result, indent=1))
-    write_text_atomic(folder / "report.html", section_page(_audit_page(title, found, data)))
-    return AuditRun(found, folder)
 
 
 def _audit_page(title: str, found: Audit, data: Batches) -> Page:

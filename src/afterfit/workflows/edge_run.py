@@ -1,7 +1,6 @@
 """A run over a graph's edges: scores, additivity, rectification and the report, in one folder."""
 
-import json
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -23,17 +22,18 @@ from afterfit.graph.rectify import Rectified, rectify, suited_method
 from afterfit.graph.rules import Rule, opponents
 from afterfit.graph.target import validation_loss
 from afterfit.graph.trained import TrainedGraph
+from afterfit.problem.ensemble import fingerprint
 from afterfit.report import (
     Page,
     Section,
     additivity_plot,
     ego_graph_plot,
     rounds_plot,
-    section_page,
-    write_table_atomic,
-    write_text_atomic,
 )
 from afterfit.workflows.citations import RECTIFICATION
+from afterfit.workflows.run import Run, write_run
+
+_log = logging.getLogger(__name__)
 
 SHOWN = 12
 """Worst edges whose surroundings are drawn."""
@@ -47,8 +47,8 @@ PAIRS = 60
 
 @final
 @dataclass(frozen=True)
-class EdgeRun:
-    """A finished run.
+class EdgeFindings:
+    """Which edges hurt, and the graph without them.
 
     Attributes
     ----------
@@ -56,22 +56,10 @@ class EdgeRun:
         A score for every edge.
     rectified
         The cleaner graph and the network trained on it; None where nothing trains again.
-    folder
-        Holds ``edges.csv``, ``report.html``, ``result.json``, and after a rectification
-        ``rounds.csv`` and ``removed.csv``.
-    figures
-        Numbers of the result, by name.
     """
 
     influence: EdgeInfluence
     rectified: Rectified | None
-    folder: Path
-    figures: dict[str, float | int]
-
-    @property
-    def report(self) -> Path:
-        """Where the page is."""
-        return self.folder / "report.html"
 
 
 def run_edges(
@@ -84,9 +72,10 @@ def run_edges(
     tolerance: float | int = 0.0,
     seed: int = 0,
     title: str = "Edge report",
-    say: Callable[[str], None] = lambda _: None,
-) -> EdgeRun:
+) -> Run[EdgeFindings]:
     """Score every edge, see which pairs are additive, remove harmful ones, and write the page.
+
+    The folder gets ``edges.csv``, and after a rectification ``rounds.csv`` and ``removed.csv``.
 
     Parameters
     ----------
@@ -100,25 +89,33 @@ def run_edges(
     problem = trained.problem()
     damped = trained.weight_decay if damping is None else damping
     method = suited_method(problem)
-    say(f"scoring {problem.edges.num_edges:,} edges by {type(method).__name__}")
+    _log.info(f"scoring {problem.edges.num_edges:,} edges by {type(method).__name__}")
     influence = edge_influence(problem, damping=damped, method=method)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_table_atomic(folder / "edges.csv", influence.to_pandas())
+    tables = {"edges": influence.to_pandas()}
     pairs = pairs_of_opponents(problem, influence, damped, seed)
     rectified = None
     if trained.train_again is not None:
-        say("removing harmful edges, and training again")
+        _log.info("removing harmful edges, and training again")
         rectified = rectify(
             problem, trained.train_again, damping=damped, rule=rule, method=method,
             max_rounds=max_rounds, tolerance=tolerance, seed=seed,
         )  # fmt: skip
-        write_table_atomic(folder / "rounds.csv", rectified.to_pandas())
-        write_table_atomic(folder / "removed.csv", rectified.removed_to_pandas())
+        tables |= {"rounds": rectified.to_pandas(), "removed": rectified.removed_to_pandas()}
     figures = _figures(influence, pairs, rectified)
-    write_text_atomic(folder / "result.json", json.dumps(figures, indent=1, allow_nan=False))
-    page = _page(title, trained, problem, influence, pairs, rectified, figures)
-    write_text_atomic(folder / "report.html", section_page(page))
-    return EdgeRun(influence, rectified, folder, figures)
+    return write_run(
+        folder,
+        EdgeFindings(influence, rectified),
+        _page(title, trained, problem, influence, pairs, rectified, figures),
+        figures=figures,
+        settings={
+            "edges": {
+                "method": type(method).__name__, "rule": rule, "damping": damped,
+                "max_rounds": max_rounds, "tolerance": tolerance, "seed": seed,
+            },
+            "input": {"network": fingerprint(problem.problem), "nodes": problem.num_nodes},
+        },
+        tables=tables,
+    )  # fmt: skip
 
 
 Pairs = dict[str, tuple[np.ndarray, np.ndarray]]

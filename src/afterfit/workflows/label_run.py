@@ -1,62 +1,32 @@
 """A run over a training set's labels: analysis, artifacts and the report, in one folder."""
 
-import json
 import math
-import platform
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from afterfit.evaluate.attribution import (
-    auc,
-    average_precision,
-    precision_at,
-    recall_at,
-)
+from afterfit.evaluate.attribution import auc, average_precision, precision_at, recall_at
 from afterfit.influence.evidence import Share
-from afterfit.influence.gex import GEX, Say, quiet
+from afterfit.influence.gex import GEX
 from afterfit.influence.loss_covariance import CovarianceInfluence
 from afterfit.influence.trace import TrainingTrace
 from afterfit.influence.unlearning import Unlearning
 from afterfit.problem.data import Batches
-from afterfit.problem.ensemble import fingerprint
-from afterfit.report import (
-    LabelPage,
-    label_page,
-    sample_html,
-    write_table_atomic,
-    write_text_atomic,
-)
+from afterfit.report import Page, label_page, sample_html
 from afterfit.workflows.labels import Cutter, LabelAnalysis, analyze_labels
+from afterfit.workflows.run import Run, inputs, write_run
 from afterfit.workflows.trained import Trained
 
 SHOWN = 60
 """Suspects whose samples are shown in the report."""
 
-
-@final
-@dataclass(frozen=True)
-class LabelRun:
-    """A finished run: the analysis, the folder, and the figures where the truth is known.
-
-    ``figures`` holds ``auc``, ``average_precision``, and ``precision`` and ``recall`` of the
-    flagged samples; it is empty where nobody knows which labels are wrong.
-    """
-
-    analysis: LabelAnalysis
-    folder: Path
-    figures: dict[str, float]
-
-    @property
-    def report(self) -> Path:
-        """Where the page is."""
-        return self.folder / "report.html"
+MEASURED = ("auc", "average_precision", "precision", "recall")
+"""Figures that there are where the truth is known."""
 
 
 def run_labels(
@@ -67,12 +37,12 @@ def run_labels(
     false_discovery_rate: float | None = None,
     trace: TrainingTrace | None = None,
     title: str = "Label report",
-    say: Say = quiet,
-) -> LabelRun:
-    """Analyze, and write tables, figures, settings, losses and the page into the folder.
+) -> Run[LabelAnalysis]:
+    """Analyze, and write ``scores.csv``, figures, settings, losses and the page into the folder.
 
-    Everything is written to a temporary name and renamed; with the default method and with GEX,
-    members are kept in the folder as they are made, and a run that was killed goes on from them.
+    Where the truth is known, the figures hold ``auc``, ``average_precision``, and ``precision`` and
+    ``recall`` of the flagged samples. With the default method and with GEX, members are kept in the
+    folder as they are made, and a run that was killed goes on from them.
     """
     chosen = method
     if method is None and trace is None:
@@ -82,58 +52,44 @@ def run_labels(
     folder.mkdir(parents=True, exist_ok=True)
     analysis = analyze_labels(
         problem, train, chosen, fit=stream if walks else None, trace=trace, cut=cut,
-        false_discovery_rate=false_discovery_rate, folder=folder if walks else None, say=say,
+        false_discovery_rate=false_discovery_rate, folder=folder if walks else None,
     )  # fmt: skip
-    figures = _figures(analysis, trained.wrong)
-    write_table_atomic(folder / "scores.csv", analysis.issues.reset_index())
+    facts, measured = inputs(problem, train), _measured(analysis, trained.wrong)
     _write_losses(folder, analysis)
-    facts = {
-        "network": fingerprint(problem),
-        "data": train.fingerprint(),
-        "samples": train.num_samples,
-    }
-    result = _known(_result(analysis, figures, facts))
-    write_text_atomic(folder / "result.json", json.dumps(result, indent=1, allow_nan=False))
-    write_text_atomic(folder / "run.toml", _toml(chosen, analysis, facts))
-    page = _page(title, trained, train, analysis, figures)
-    write_text_atomic(folder / "report.html", label_page(page))
-    return LabelRun(analysis, folder, figures)
+    return write_run(
+        folder,
+        analysis,
+        _page(title, trained, train, analysis, measured),
+        figures={**facts, **measured, **_figures(analysis)},
+        settings={**_settings(chosen, analysis), "input": facts},
+        tables={"scores": analysis.issues.reset_index()},
+    )
 
 
-def _figures(analysis: LabelAnalysis, wrong: Tensor | None) -> dict[str, float]:
+def _measured(analysis: LabelAnalysis, wrong: Tensor | None) -> dict[str, float]:
+    """How good the list is, where the truth is known."""
     if wrong is None:
         return {}
     scores = analysis.scores.value.cpu()
+    found = [auc(scores, wrong), average_precision(scores, wrong)]
     num = 0 if analysis.cut is None else int(analysis.cut.is_issue.sum())
-    flagged = {}
     if num:
-        flagged = {
-            "precision": precision_at(scores, wrong, num),
-            "recall": recall_at(scores, wrong, num),
-        }
-    return {
-        "auc": auc(scores, wrong),
-        "average_precision": average_precision(scores, wrong),
-        **flagged,
-    }
+        found += [precision_at(scores, wrong, num), recall_at(scores, wrong, num)]
+    return dict(zip(MEASURED, found, strict=False))
 
 
 def _write_losses(folder: Path, analysis: LabelAnalysis) -> None:
-    if isinstance(analysis.influence, CovarianceInfluence):
-        table = analysis.influence.table
-        path = folder / "losses.safetensors"
-        temporary = path.with_suffix(".tmp")
-        save_file(
-            {"trained": table.trained.contiguous(), "columns": table.columns.contiguous()},
-            str(temporary),
-        )
-        temporary.replace(path)
+    if analysis.ensemble is None:
+        return
+    table, path = analysis.ensemble.table, folder / "losses.safetensors"
+    temporary = path.with_suffix(".tmp")
+    parts = {"trained": table.trained.contiguous(), "columns": table.columns.contiguous()}
+    save_file(parts, str(temporary))
+    temporary.replace(path)
 
 
-def _result(
-    analysis: LabelAnalysis, figures: dict[str, float], facts: dict[str, Any]
-) -> dict[str, Any]:
-    found: dict[str, Any] = {**facts, "cautions": list(analysis.cautions), **figures}
+def _figures(analysis: LabelAnalysis) -> dict[str, Any]:
+    found: dict[str, Any] = {"cautions": list(analysis.cautions)}
     found["rank_agreement"] = analysis.agreement
     if analysis.cut is not None:
         found["issues"] = int(analysis.cut.is_issue.sum())
@@ -145,12 +101,12 @@ def _result(
     if analysis.evidence is not None:
         found["memory"] = analysis.evidence.memory
         found["told_apart"] = analysis.evidence.told_apart
-    if isinstance(analysis.influence, CovarianceInfluence):
-        found["reliability"] = _reliability(analysis, analysis.influence)
-        if analysis.influence.search is not None:
-            found["search"] = asdict(analysis.influence.search)
-        if analysis.influence.cost is not None:
-            found["forecast"] = asdict(analysis.influence.cost)
+    if analysis.ensemble is not None:
+        found["reliability"] = _reliability(analysis, analysis.ensemble)
+        if analysis.ensemble.search is not None:
+            found["search"] = asdict(analysis.ensemble.search)
+        if analysis.ensemble.cost is not None:
+            found["forecast"] = asdict(analysis.ensemble.cost)
     return found
 
 
@@ -161,36 +117,14 @@ def _reliability(analysis: LabelAnalysis, influence: CovarianceInfluence) -> flo
     return influence.reliability()
 
 
-def _known(value: Any) -> Any:
-    """NaN and infinity, which JSON does not have, as null."""
-    if isinstance(value, dict):
-        return {name: _known(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_known(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _toml(method: Any, analysis: LabelAnalysis, facts: dict[str, Any]) -> str:
-    """Configuration as TOML, as asked for and as it was used: what one needs to run it again."""
-    versions = {name: version(name) for name in ("afterfit", "torch", "numpy")}
-    used: dict[str, Any] = {}
-    if isinstance(analysis.influence, CovarianceInfluence) and analysis.evidence is None:
-        sampler = analysis.influence.method.sampler
+def _settings(method: Any, analysis: LabelAnalysis) -> dict[str, dict[str, Any]]:
+    """The method as asked for, and the sampler as it was used."""
+    used: dict[str, dict[str, Any]] = {}
+    if analysis.ensemble is not None and analysis.evidence is None:
+        sampler = analysis.ensemble.method.sampler
         used["sampler"] = {"name": type(sampler).__name__, **_fields(sampler)}
     asked = {name: value for name, value in _fields(method).items() if name not in used}
-    sections = {
-        "method": {"name": _name(method), **asked},
-        **used,
-        "input": facts,
-        "versions": {"python": platform.python_version(), **versions},
-    }
-    lines = []
-    for section, entries in sections.items():
-        lines.append(f"[{section}]")
-        known = {name: value for name, value in entries.items() if value is not None}
-        lines += [f"{name} = {_toml_value(value)}" for name, value in known.items()]
-        lines.append("")
-    return "\n".join(lines)
+    return {"method": {"name": _name(method), **asked}, **used}
 
 
 def _name(method: Any) -> str:
@@ -200,17 +134,7 @@ def _name(method: Any) -> str:
 
 
 def _fields(method: Any) -> dict[str, Any]:
-    names = getattr(type(method), "__dataclass_fields__", {})
-    values = {name: getattr(method, name) for name in names}
-    return {name: getattr(value, "__qualname__", value) for name, value in values.items()}
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return repr(value)
-    return json.dumps(str(value), ensure_ascii=False)
+    return {n: getattr(method, n) for n in getattr(type(method), "__dataclass_fields__", {})}
 
 
 def _page(
@@ -219,13 +143,13 @@ def _page(
     train: Batches,
     analysis: LabelAnalysis,
     figures: dict[str, float],
-) -> LabelPage:
+) -> Page:
     table = analysis.issues
     flagged = 0 if analysis.cut is None else int(analysis.cut.is_issue.sum())
     shown = min(SHOWN, len(table), max(12, flagged))
     samples = [sample_html(_look(trained, train, int(i))) for i in table.index[:shown]]
     truth = None if trained.wrong is None else trained.wrong.cpu().numpy().astype(bool)
-    return LabelPage(
+    return label_page(
         title=title,
         issues=table.reset_index(),
         scores=analysis.scores.value.cpu().numpy(),
@@ -237,14 +161,14 @@ def _page(
         truth=truth,
         warnings=analysis.cautions,
         methods=_method(analysis),
-        citation=GEX.reference if isinstance(analysis.influence, CovarianceInfluence) else "",
+        citation="" if analysis.ensemble is None else GEX.reference,
     )
 
 
 def _method(analysis: LabelAnalysis) -> str:
     if analysis.evidence is not None:
         return _UNLEARNING if not analysis.evidence.fallback else _LOSS
-    return _GEX if isinstance(analysis.influence, CovarianceInfluence) else _OTHER
+    return _OTHER if analysis.ensemble is None else _GEX
 
 
 _OTHER = "Score: that of the method chosen for this run, large where a label is suspicious."
@@ -279,8 +203,8 @@ def _facts(
         facts.append(("Cut", f"{analysis.cut.name}, score above {analysis.cut.threshold:.3g}"))
     if analysis.share is not None:
         facts.append(("Share of wrong labels", told_share(analysis.share)))
-    influence = analysis.influence
-    if isinstance(influence, CovarianceInfluence):
+    influence = analysis.ensemble
+    if influence is not None:
         facts.append(("Members", str(len(influence.ensemble))))
         facts.append(("Reliability of the ranking", f"{_reliability(analysis, influence):.2f}"))
         if influence.search is not None:
@@ -297,10 +221,9 @@ def _facts(
 
 
 def _search(analysis: LabelAnalysis) -> dict[str, Any] | None:
-    influence = analysis.influence
-    if not isinstance(influence, CovarianceInfluence) or influence.search is None:
+    search = None if analysis.ensemble is None else analysis.ensemble.search
+    if search is None:
         return None
-    search = influence.search
     return {
         "rates": [trial.learning_rate for trial in search.trials],
         "separability": [trial.separability for trial in search.trials],

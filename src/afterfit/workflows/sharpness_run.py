@@ -1,7 +1,7 @@
 """A run that asks how sharp a network's minimum is."""
 
-import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -15,14 +15,7 @@ from afterfit.problem.data import Batches
 from afterfit.problem.persample import losses, outputs
 from afterfit.problem.problem import Problem
 from afterfit.problem.transform import connectivity
-from afterfit.report import (
-    Page,
-    Section,
-    section_page,
-    share_plot,
-    write_table_atomic,
-    write_text_atomic,
-)
+from afterfit.report import Page, Section, share_plot
 from afterfit.sharpness import (
     Certificate,
     Measure,
@@ -38,9 +31,10 @@ from afterfit.sharpness import (
     tangent_trace,
 )
 from afterfit.workflows.citations import CONNECTIVITY
+from afterfit.workflows.run import Run, inputs, write_run
 from afterfit.workflows.trained import Trained
 
-Say = Callable[[str], None]
+_log = logging.getLogger(__name__)
 
 NUM_EIGENVALUES = 5
 PRIOR_SCALES = (0.003, 0.01, 0.03, 0.1, 0.3)
@@ -52,8 +46,8 @@ _MOST_OUTPUTS = 5_000
 
 @final
 @dataclass(frozen=True)
-class SharpnessRun:
-    """A finished run.
+class SharpnessFindings:
+    """How sharp a minimum is.
 
     Attributes
     ----------
@@ -63,19 +57,11 @@ class SharpnessRun:
         Largest eigenvalues of the relative Gauss-Newton matrix, a sum over the samples.
     certificate
         A bound of the error on new data, where the factory gives held-out data with classes.
-    folder
-        Holds ``measures.csv``, ``result.json`` and ``report.html``.
     """
 
     measures: Sequence[Sharpness]
     eigenvalues: Sequence[float]
     certificate: Certificate | None
-    folder: Path
-
-    @property
-    def report(self) -> Path:
-        """Where the page is."""
-        return self.folder / "report.html"
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a measure: per sample, its standard error, and what cannot change it."""
@@ -96,9 +82,8 @@ def run_sharpness(
     samples: int = 1000,
     seed: int = 0,
     title: str = "Sharpness report",
-    say: Say = lambda _: None,
-) -> SharpnessRun:
-    """Measure sharpness on a part of the training data, and write tables and the page.
+) -> Run[SharpnessFindings]:
+    """Measure sharpness on a part of the training data, and write ``measures.csv`` and the page.
 
     Parameters
     ----------
@@ -107,20 +92,25 @@ def run_sharpness(
     """
     problem = trained.problem()
     data = trained.batches().drawn(samples, seed)
-    say(f"measuring on {data.num_samples:,} samples")
+    _log.info(f"measuring on {data.num_samples:,} samples")
     measures = [measure(problem, data) for measure in _suited(problem, data)]
     relative = connectivity(problem)
-    say("largest eigenvalues")
+    _log.info("largest eigenvalues")
     generator = Generator().manual_seed(seed)
-    found = spectrum(ggn(relative, data), min(NUM_EIGENVALUES, problem.num_params), generator)
-    certificate = _certificate(trained, problem, seed, say)
-    run = SharpnessRun(measures, found.values.tolist(), certificate, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_table_atomic(folder / "measures.csv", run.to_pandas())
-    write_text_atomic(folder / "result.json", json.dumps(_result(run, data), indent=1))
-    page = _sharpness_page(title, problem, data, run)
-    write_text_atomic(folder / "report.html", section_page(page))
-    return run
+    top = spectrum(ggn(relative, data), min(NUM_EIGENVALUES, problem.num_params), generator)
+    certificate = _certificate(trained, problem, seed)
+    found = SharpnessFindings(measures, top.values.tolist(), certificate)
+    return write_run(
+        folder,
+        found,
+        _sharpness_page(title, problem, data, found),
+        figures=_figures(found, data),
+        settings={
+            "sharpness": {"samples": samples, "seed": seed},
+            "input": inputs(problem, data),
+        },
+        tables={"measures": found.to_pandas()},
+    )
 
 
 def _suited(problem: Problem, data: Batches) -> list[Measure]:
@@ -137,7 +127,7 @@ def _suited(problem: Problem, data: Batches) -> list[Measure]:
     ]
 
 
-def _certificate(trained: Trained, problem: Problem, seed: int, say: Say) -> Certificate | None:
+def _certificate(trained: Trained, problem: Problem, seed: int) -> Certificate | None:
     """The bound on connectivity, where there are held-out samples with classes."""
     held_out = trained.held_out()
     if held_out is None:
@@ -147,27 +137,27 @@ def _certificate(trained: Trained, problem: Problem, seed: int, say: Say) -> Cer
         return None
     num_outputs = outputs(problem, held_out.drawn(1, seed)).shape[1]
     held_out = held_out.drawn(max(1, _MOST_OUTPUTS // num_outputs), seed)
-    say(f"bounding the error by {held_out.num_samples:,} held-out samples")
+    _log.info(f"bounding the error by {held_out.num_samples:,} held-out samples")
     scales = [Scales(prior, 1.0) for prior in PRIOR_SCALES]
     generator = Generator().manual_seed(seed)
     return pac_bayes_bound(connectivity(problem), trained.batches(), held_out, scales, generator)
 
 
-def _result(run: SharpnessRun, data: Batches) -> dict[str, object]:
-    found: dict[str, object] = {
+def _figures(found: SharpnessFindings, data: Batches) -> dict[str, object]:
+    figures: dict[str, object] = {
         "samples": data.num_samples,
-        "measures": {m.name: m.mean for m in run.measures},
-        "shares": run.measures[0].shares if run.measures[0].total else {},
-        "eigenvalues": list(run.eigenvalues),
+        "measures": {m.name: m.mean for m in found.measures},
+        "shares": found.measures[0].shares if found.measures[0].total else {},
+        "eigenvalues": list(found.eigenvalues),
     }
-    if run.certificate is not None:
-        found["bound"] = run.certificate.bound
-        found["gibbs_risk"] = run.certificate.observed_risk
-    return found
+    if found.certificate is not None:
+        figures["bound"] = found.certificate.bound
+        figures["gibbs_risk"] = found.certificate.observed_risk
+    return figures
 
 
-def _sharpness_page(title: str, problem: Problem, data: Batches, run: SharpnessRun) -> Page:
-    sharpness = run.measures[0]
+def _sharpness_page(title: str, problem: Problem, data: Batches, found: SharpnessFindings) -> Page:
+    sharpness = found.measures[0]
     parts = sharpness.by_parameter
     sections = [
         Section(
@@ -183,18 +173,19 @@ def _sharpness_page(title: str, problem: Problem, data: Batches, run: SharpnessR
             "Measures",
             text="Numbers that a rescaling of the network can change say nothing when networks are "
             "compared; the last column names what cannot change each.",
-            table=run.to_pandas(),
+            table=found.to_pandas(),
         ),
         Section(
             "Largest eigenvalues",
             text="Of the Gauss-Newton matrix in relative coordinates, summed over the samples.",
             table=pd.DataFrame(
-                {"rank": range(1, len(run.eigenvalues) + 1), "eigenvalue": list(run.eigenvalues)}
-            ),
+                {"eigenvalue": list(found.eigenvalues)},
+                index=pd.RangeIndex(1, len(found.eigenvalues) + 1, name="rank"),
+            ).reset_index(),
         ),
     ]  # fmt: skip
-    if run.certificate is not None:
-        sections.append(_bound_section(run.certificate))
+    if found.certificate is not None:
+        sections.append(_bound_section(found.certificate))
     frozen = connectivity(problem).num_frozen
     mean_loss = float(losses(problem, data).mean())
     return Page(

@@ -1,10 +1,10 @@
 """A run that asks how sure a network is: ways to predict compared, and what a rescaling does."""
 
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import pandas as pd
 import torch
@@ -16,23 +16,16 @@ from afterfit.posterior import Predictive, laplace, predict
 from afterfit.problem.data import Batches
 from afterfit.problem.problem import Problem
 from afterfit.problem.transform import connectivity
-from afterfit.report import (
-    Band,
-    Page,
-    Section,
-    band_plot,
-    reliability_plot,
-    section_page,
-    write_table_atomic,
-    write_text_atomic,
-)
+from afterfit.report import Band, Page, Section, band_plot, reliability_plot
 from afterfit.sharpness import Change, explore
 from afterfit.sharpness.architecture import in_double
 from afterfit.workflows.calibrate import Calibration, calibrate
 from afterfit.workflows.citations import CONNECTIVITY
 from afterfit.workflows.predictors import Candidate
-from afterfit.workflows.sharpness_run import Say
+from afterfit.workflows.run import Run, inputs, write_run
 from afterfit.workflows.trained import Trained
+
+_log = logging.getLogger(__name__)
 
 RESCALED: tuple[Change, ...] = ("layer", "node", "normalization", "affine")
 """Kinds of changes that are pictured, the first that the network admits."""
@@ -44,28 +37,6 @@ SPREAD = 1.0
 """Standard deviation of the logarithm of the factors by which they are rescaled."""
 
 
-@final
-@dataclass(frozen=True)
-class UncertaintyRun:
-    """A finished run.
-
-    Attributes
-    ----------
-    calibration
-        The ways to predict, compared, and the best of them.
-    folder
-        Holds ``ways.csv``, ``predictions.csv``, ``result.json`` and ``report.html``.
-    """
-
-    calibration: Calibration
-    folder: Path
-
-    @property
-    def report(self) -> Path:
-        """Where the page is."""
-        return self.folder / "report.html"
-
-
 def run_uncertainty(
     trained: Trained,
     folder: Path,
@@ -74,9 +45,10 @@ def run_uncertainty(
     candidates: Mapping[str, Candidate] | None = None,
     seed: int = 0,
     title: str = "Uncertainty report",
-    say: Say = lambda _: None,
-) -> UncertaintyRun:
+) -> Run[Calibration]:
     """Tune and compare ways to predict on one half of the held-out data, and report on the other.
+
+    The folder gets ``ways.csv`` and ``predictions.csv``.
 
     Parameters
     ----------
@@ -101,19 +73,23 @@ def run_uncertainty(
     validation, test = (
         held_out.subset(part.sort().values) for part in (order[:half], order[half:])
     )
-    say(f"tuning on {validation.num_samples:,} held-out samples, reporting on {test.num_samples:,}")
+    num, other = validation.num_samples, test.num_samples
+    _log.info(f"tuning on {num:,} held-out samples, reporting on {other:,}")
     calibration = calibrate(problem, train, validation, test, candidates)
-    say("rescaling the network")
+    _log.info("rescaling the network")
     bands = rescaled_bands(trained, train, test, seed)
-    folder.mkdir(parents=True, exist_ok=True)
     ways = calibration.table.rename_axis("way").reset_index()
-    write_table_atomic(folder / "ways.csv", ways)
-    write_table_atomic(folder / "predictions.csv", _predictions(calibration.predict(test), test))
-    result = {"best": calibration.best, "ways": json.loads(ways.to_json(orient="records"))}
-    write_text_atomic(folder / "result.json", json.dumps(result, indent=1))
-    page = _page(title, calibration, ways, test, bands, problem)
-    write_text_atomic(folder / "report.html", section_page(page))
-    return UncertaintyRun(calibration, folder)
+    return write_run(
+        folder,
+        calibration,
+        _page(title, calibration, ways, test, bands, problem),
+        figures={"best": calibration.best, "ways": json.loads(ways.to_json(orient="records"))},
+        settings={
+            "uncertainty": {"samples": samples, "seed": seed, "ways": ", ".join(ways["way"])},
+            "input": {**inputs(problem, train), "held_out": held_out.fingerprint()},
+        },
+        tables={"ways": ways, "predictions": _predictions(calibration.predict(test), test)},
+    )
 
 
 Bands = dict[str, dict[str, Band]]

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afterfit.evaluate import budget_cut, expected_false_discovery_cut, otsu, otsu_cut
-from afterfit.evaluate.threshold import _chance_of_wrong, signed_sqrt
+from afterfit.evaluate import budget_cut, otsu, otsu_cut
+from afterfit.evaluate.threshold import signed_sqrt
 
-CUTS = [otsu_cut, partial(expected_false_discovery_cut, rate=0.1), partial(budget_cut, budget=3)]
-every_cut = pytest.mark.parametrize("cut", CUTS, ids=["otsu", "false discovery", "budget"])
+CUTS = [otsu_cut, partial(budget_cut, budget=3)]
+every_cut = pytest.mark.parametrize("cut", CUTS, ids=["otsu", "budget"])
 many_scores = st.lists(st.integers(0, 9), min_size=4, max_size=30)
 
 unhurried = settings(deadline=None)  # the machine may be busy
@@ -93,59 +93,6 @@ def test_another_transform_moves_the_cut(generator):
 def test_signed_sqrt_undoes_a_signed_square():
     values = torch.linspace(-3, 3, 13, dtype=torch.float64)
     torch.testing.assert_close(signed_sqrt(values * values.abs()), values)
-
-
-@pytest.mark.parametrize("rate", [0.01, 0.05, 0.2])
-def test_share_of_clean_samples_among_the_flagged_keeps_to_the_rate(rate, generator):
-    scores, wrong = two_groups(20_000, generator)
-    found = expected_false_discovery_cut(scores, rate)
-    flagged = int(found.is_issue.sum())
-    clean = (found.is_issue & ~wrong).sum().item() / flagged
-    assert clean == pytest.approx(rate, abs=0.01 + 4 * math.sqrt(rate / flagged))
-
-
-def test_a_higher_rate_flags_more(generator):
-    scores, _ = two_groups(2000, generator)
-    sizes = [int(expected_false_discovery_cut(scores, r).is_issue.sum()) for r in (0.01, 0.1, 0.5)]
-    assert sizes == sorted(sizes)
-    assert sizes[0] < sizes[-1]
-
-
-def test_estimated_share_of_wrong_labels_is_that_of_the_upper_group(generator):
-    scores, wrong = two_groups(20_000, generator)
-    found = expected_false_discovery_cut(scores, 0.1)
-    assert found.expected_wrong == pytest.approx(wrong.double().mean().item(), abs=0.02)
-
-
-def test_one_gaussian_has_no_discoveries(generator):
-    roots = 9 + torch.randn(2000, generator=generator, dtype=torch.float64)
-    found = expected_false_discovery_cut(roots**2, 0.1)
-    assert not found.is_issue.any()
-    assert found.expected_wrong == 0
-
-
-def test_chance_of_a_wrong_label_never_falls_as_the_score_rises(generator):
-    clean = 6 + 3 * torch.randn(4000, generator=generator, dtype=torch.float64)
-    wrong = 14 + 0.3 * torch.randn(1000, generator=generator, dtype=torch.float64)
-    roots = torch.cat([clean, wrong, torch.tensor([25.0]).double()])
-    chance = _chance_of_wrong(roots)[roots.argsort()]
-    assert chance[-1] > 0.9  # although the wide group alone reaches so far
-    assert (chance.diff() >= 0).all()
-
-
-def test_a_wide_group_of_wrong_labels_does_not_take_the_smallest_scores(generator):
-    clean = 5 + 0.2 * torch.randn(4000, generator=generator, dtype=torch.float64)
-    wrong = 9 + 2 * torch.randn(1000, generator=generator, dtype=torch.float64)
-    scores = torch.cat([clean, wrong, torch.tensor([1.0]).double()]) ** 2
-    found = expected_false_discovery_cut(scores, 0.1)
-    assert 500 < found.is_issue.sum() < 1500
-    assert not found.is_issue[-1]
-
-
-@pytest.mark.parametrize("rate", [0.0, 1.0, 10.0])
-def test_a_rate_that_is_no_share_is_refused(rate):
-    with pytest.raises(ValueError, match=f"rate is {rate}"):
-        expected_false_discovery_cut(torch.arange(9.0), rate)
 
 
 @settings(unhurried, max_examples=60)

@@ -34,6 +34,7 @@ from afterfit.influence.covariance import (
 from afterfit.influence.tracin import gradient_norms
 from afterfit.problem import Batches, Categorical, Gaussian, Problem, gradients, losses
 from afterfit.sampling import GaussianDraws
+from tests.listening import heard_by
 
 
 def draws(num: int, seed: int = 0) -> LossTable:
@@ -227,11 +228,12 @@ def test_a_run_that_was_killed_goes_on_where_it_was(memorized, tmp_path):
         if line.startswith("member 2"):
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        method.fit(problem, data, folder=tmp_path, say=die)
+    with pytest.raises(KeyboardInterrupt), heard_by(die):
+        method.fit(problem, data, folder=tmp_path)
     assert json.loads((tmp_path / "search.json").read_text())["trials"]
     told: list[str] = []
-    resumed = method.fit(problem, data, folder=tmp_path, say=told.append)
+    with heard_by(told.append):
+        resumed = method.fit(problem, data, folder=tmp_path)
     assert not any("separability" in line for line in told)
     torch.testing.assert_close(resumed.self_scores(), whole)
     with pytest.raises(ValueError, match="another run"):

@@ -24,6 +24,7 @@ from afterfit.influence import (
 from afterfit.problem import Batches, Categorical, Problem, TrainingStream
 from afterfit.sampling import GeometricEnsemble, cosine, reference
 from tests.cases import make_case, make_module
+from tests.listening import heard_by
 
 QUICK = GEX(members=3, steps=3, learning_rate=0.3, batch_size=3)
 SEARCHING = replace(QUICK, learning_rate="auto", max_trials=2, cap=9.0)
@@ -73,8 +74,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_result(method: GEX, where: st
     method = replace(method, sampler=sampler)
     whole = method.fit(problem, data)
     if where != "learning rate" or method.learning_rate == "auto":
-        with pytest.raises(KeyboardInterrupt):
-            method.fit(problem, data, folder=tmp_path, say=dying_at(where))
+        with pytest.raises(KeyboardInterrupt), heard_by(dying_at(where)):
+            method.fit(problem, data, folder=tmp_path)
     require_same(method.fit(problem, data, folder=tmp_path), whole)
     require_same(method.fit(problem, data, folder=tmp_path), whole)
 
@@ -82,8 +83,10 @@ def test_a_run_that_was_killed_goes_on_to_the_same_result(method: GEX, where: st
 def test_what_was_found_is_not_searched_for_again(tmp_path: Path):
     problem, data = parts()
     first, second = Listener(), Listener()
-    found = SEARCHING.fit(problem, data, folder=tmp_path, say=first)
-    again = SEARCHING.fit(problem, data, folder=str(tmp_path), say=second)
+    with heard_by(first):
+        found = SEARCHING.fit(problem, data, folder=tmp_path)
+    with heard_by(second):
+        again = SEARCHING.fit(problem, data, folder=str(tmp_path))
     assert first.count("separability") == 2
     assert second.count("separability") == 0
     require_same(found, again)
@@ -151,8 +154,8 @@ def test_a_folder_of_other_data_or_another_network_is_refused(tmp_path: Path):
 
 def require_refused_at_once(said: str, problem: Problem, data: Batches, **settings: Any) -> None:
     heard = Listener()
-    with pytest.raises(ValueError, match=said):
-        SEARCHING.fit(problem, data, say=heard, **settings)
+    with pytest.raises(ValueError, match=said), heard_by(heard):
+        SEARCHING.fit(problem, data, **settings)
     assert not heard.lines
 
 
@@ -223,7 +226,8 @@ def test_training_costs_no_more_than_forecast_and_budget(method: GEX, budget: fl
 
 def test_the_forecast_is_told_before_anything_else():
     heard = Listener()
-    found = SEARCHING.fit(*parts(), say=heard)
+    with heard_by(heard):
+        found = SEARCHING.fit(*parts())
     assert "3 members, 1 chain(s), 3 steps" in heard.lines[0]
     assert str(found.cost) in heard.lines[0]
     assert len(heard.lines) == 1 + 2 + 3

@@ -28,6 +28,7 @@ from afterfit.problem import MemberStore, TrainingStream
 from afterfit.sampling import Checkpoints, GaussianDraws, GeometricEnsemble
 from tests import truth
 from tests.cases import Case, make_case
+from tests.listening import heard_by
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
 MOMENTS = (second_moment, covariance, mean_move)
@@ -165,7 +166,8 @@ def test_extending_draws_adds_draws():
 def test_a_store_that_holds_members_is_read(tmp_path: Path):
     problem, data = case().problem, case().data
     method, told = LossCovariance(WALK), []
-    first = method.over(problem, data, stream(), MemberStore(tmp_path, "key"), say=told.append)
+    with heard_by(told.append):
+        first = method.over(problem, data, stream(), MemberStore(tmp_path, "key"))
     again = method.over(problem, data, stream(), MemberStore(tmp_path, "key"))
     assert told == [f"member {i} is made" for i in range(1, 6)]
     assert torch.equal(again.table.columns, first.table.columns)

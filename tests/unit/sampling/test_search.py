@@ -27,6 +27,7 @@ from afterfit.sampling.temperature import GRID, first_rate, loss_cap
 from afterfit.typing import Params
 from tests import truth
 from tests.cases import make_case
+from tests.listening import heard_by
 
 SAMPLER = GeometricEnsemble(members=4, steps=3, chains=2)
 Curve = Callable[[float], float]
@@ -103,9 +104,8 @@ def test_a_strong_decay_begins_colder():
 def test_a_trial_is_one_member_and_its_losses():
     case = make_case("batch-norm", "categorical")
     fit, told = TrainingStream(case.data, 3), []
-    found, made = find_learning_rate(
-        case.problem, case.data, fit, SAMPLER, 3, cap=9.0, say=told.append
-    )
+    with heard_by(told.append):
+        found, made = find_learning_rate(case.problem, case.data, fit, SAMPLER, 3, cap=9.0)
     assert len(told) == len(found.trials) == len(made) == 3
     for trial in found.trials:
         moved = replace(case.problem, params={**made[trial.learning_rate].params})
@@ -348,7 +348,9 @@ def test_it_is_told_why_a_rate_is_not_admissible(monkeypatch):
     told: list[str] = []
     constant = Categorical().null_outputs(UNBALANCED)
     search = tabled(monkeypatch, Categorical(), UNBALANCED, lambda _: constant.clone())
-    search(max_trials=1, say=told.append)
-    search(max_trials=1, cap=0.01, say=told.append)
+    with heard_by(told.append):
+        search(max_trials=1)
+    with heard_by(told.append):
+        search(max_trials=1, cap=0.01)
     assert "knows hardly more than a constant" in told[0]
     assert "median loss above the cap" in told[1]

@@ -23,7 +23,6 @@ from afterfit import (
     analyze_labels,
     budget_cut,
     corrected_labels,
-    expected_false_discovery_cut,
     find_label_issues,
     prune,
     relabel,
@@ -37,6 +36,7 @@ from afterfit.workflows import LabelAnalysis, prune_easy, soft_targets, verify
 from afterfit.workflows.suggest import suggested
 from tests import truth
 from tests.cases import CASES, LIKELIHOODS, Case, make_case, name_of, parts_of, select
+from tests.listening import heard_by
 
 QUICK = GEX(members=4, steps=3, learning_rate=0.05, batch_size=4)
 COLUMNS = [
@@ -223,7 +223,8 @@ def test_gex_trains_on_what_it_is_given_and_keeps_its_members(tmp_path: Path):
     loader = DataLoader(TensorDataset(inputs, targets), batch_size=3, shuffle=True)
     first = analyzed(case, fit=loader, folder=tmp_path)
     told: list[str] = []
-    again = analyzed(case, fit=loader, folder=str(tmp_path), say=told.append)
+    with heard_by(told.append):
+        again = analyzed(case, fit=loader, folder=str(tmp_path))
     assert torch.equal(first.scores.value, again.scores.value)
     assert len(list((tmp_path / "members").iterdir())) == 4
     assert told[0].startswith("4 members")
@@ -257,7 +258,8 @@ def test_unlearning_trains_on_what_it_is_given_and_keeps_its_members(tmp_path: P
 
     def analyze(**settings: Any) -> tuple[LabelAnalysis, list[str]]:
         told: list[str] = []
-        return analyze_labels(case.problem, data, walks, say=told.append, **settings), told
+        with heard_by(told.append):
+            return analyze_labels(case.problem, data, walks, **settings), told
 
     first, _ = analyze(fit=loader, folder=tmp_path)
     times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "members").iterdir())]
@@ -271,7 +273,7 @@ def test_unlearning_trains_on_what_it_is_given_and_keeps_its_members(tmp_path: P
     assert not torch.equal(first.scores.value, other.scores.value)
 
 
-@pytest.mark.parametrize("cut", [TWO, partial(expected_false_discovery_cut, rate=0.2), None])
+@pytest.mark.parametrize("cut", [TWO, partial(budget_cut, budget=3), None])
 def test_the_cut_may_be_any_function_of_the_scores(cut: Any):
     case = make_case("mlp", "categorical")
 

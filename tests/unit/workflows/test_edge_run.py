@@ -2,6 +2,7 @@
 
 import json
 import math
+import tomllib
 from dataclasses import replace
 
 import numpy as np
@@ -63,6 +64,8 @@ def test_a_run_scores_removes_and_reports(tmp_path):
     assert (rounds["predicted"][1:] < 0).all()
     assert len(removed) == run.figures["removed"]
     assert json.loads((tmp_path / "result.json").read_text()) == run.figures
+    settings = tomllib.loads((tmp_path / "run.toml").read_text())["edges"]
+    assert (settings["rule"], settings["damping"]) == ("Top(size=5)", DECAY)
     page = run.report.read_text()
     assert page.count("<svg") == 3
     assert "<0>" not in page
@@ -81,7 +84,7 @@ def test_distant_pairs_are_additive_and_neighbors_are_not():
 
 def test_without_training_again_edges_are_only_scored(tmp_path):
     run = run_edges(replace(trained(), train_again=None), tmp_path, graph.Top(5))
-    assert run.rectified is None
+    assert run.found.rectified is None
     assert not (tmp_path / "rounds.csv").exists()
     assert "no edge was removed" in run.report.read_text()
 
@@ -96,8 +99,8 @@ def test_a_rule_that_finds_nothing_leaves_the_graph(tmp_path):
 def test_a_rule_without_influence_goes_on_whatever_is_foretold(tmp_path):
     rule = graph.LeastSimilar(0.1, graph.cosine)
     run = run_edges(trained(), tmp_path, rule, tolerance=-math.inf, max_rounds=3)
-    assert run.rectified is not None
-    assert len(run.rectified.history) == 4
+    assert run.found.rectified is not None
+    assert len(run.found.rectified.history) == 4
 
 
 def test_names_stand_in_for_numbers():

@@ -35,6 +35,7 @@ from afterfit import (
 from afterfit.influence.baselines import loss_scores
 from afterfit.influence.tracin import GradientDot
 from afterfit.workflows import LabelAnalysis, prune_easy, soft_targets
+from tests.listening import heard_by
 
 QUICK = GEX(members=4, steps=6, max_trials=2)
 WALKS = Unlearning(rates=(0.0125, 0.025, 0.05, 0.1), epochs=0.1)
@@ -257,10 +258,10 @@ def test_a_rate_without_probabilities_is_refused_before_anything_is_computed():
 def test_a_rate_that_is_none_is_refused_before_anything_is_trained(rate: float):
     net, x, y, _ = two_groups(64)
     told: list[str] = []
-    with pytest.raises(ValueError, match="expected between 0 and 1"):
+    with pytest.raises(ValueError, match="expected between 0 and 1"), heard_by(told.append):
         find_label_issues(
             Problem.from_module(net, Categorical()), Batches((x, y)), WALKS,
-            false_discovery_rate=rate, say=told.append,
+            false_discovery_rate=rate,
         )  # fmt: skip
     assert told == []
 
@@ -330,7 +331,8 @@ def test_a_trace_is_the_score_and_nothing_is_trained():
     trace = recorded(net, x, y)
     problem, data = Problem.from_module(net, Categorical()), Batches((x, y))
     told: list[str] = []
-    found = analyze_labels(problem, data, trace=trace, say=told.append)
+    with heard_by(told.append):
+        found = analyze_labels(problem, data, trace=trace)
     assert told == []
     table = found.issues.sort_index()
     assert torch.equal(found.scores.value, trace.mean_loss())

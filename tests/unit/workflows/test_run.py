@@ -37,7 +37,9 @@ from afterfit import (
 from afterfit.evaluate import auc, average_precision
 from afterfit.influence import CovarianceInfluence
 from afterfit.influence.baselines import loss_scores
-from afterfit.workflows import LabelRun
+from afterfit.workflows import LabelAnalysis, Run
+from afterfit.workflows.label_run import MEASURED
+from tests.listening import heard_by
 
 FILES = {"scores.csv", "result.json", "run.toml", "report.html"}
 QUICK = GEX(members=4, steps=4, learning_rate=0.1, sampler=GeometricEnsemble(way="alone"))
@@ -69,7 +71,11 @@ def strictly(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-def read(run: LabelRun) -> tuple[pd.DataFrame, dict[str, Any], dict[str, Any], str]:
+def measured(run: Run[LabelAnalysis]) -> dict[str, Any]:
+    return {name: run.figures[name] for name in MEASURED if name in run.figures}
+
+
+def read(run: Run[LabelAnalysis]) -> tuple[pd.DataFrame, dict[str, Any], dict[str, Any], str]:
     folder = run.folder
     return (
         pd.read_csv(folder / "scores.csv"),
@@ -103,7 +109,7 @@ def test_every_file_is_there_whole_and_can_be_read(method: Any, tmp_path: Path):
     assert settings["input"]["network"] == result["network"]
     assert page.rstrip().endswith("</html>")
     names = {path.name for path in run.folder.iterdir()}
-    with_table = isinstance(run.analysis.influence, CovarianceInfluence)
+    with_table = isinstance(run.found.influence, CovarianceInfluence)
     assert names >= (FILES | {"losses.safetensors"} if with_table else FILES)
     assert not [path for path in run.folder.rglob("*") if "tmp" in path.name]
 
@@ -115,7 +121,7 @@ def test_every_file_of_the_default_is_there_whole_and_can_be_read(tmp_path: Path
     assert set(scores["index"][:2]) == {0, 1}
     assert scores["p_wrong"].between(0, 1).all()
     assert result["issues"] == int(scores["is_issue"].sum()) == int((scores["p_wrong"] > 0.5).sum())
-    assert result["cautions"] == list(run.analysis.cautions)
+    assert result["cautions"] == list(run.found.cautions)
     share = result["share"]
     assert share["low"] <= share["value"] <= share["high"]
     assert share["value"] == pytest.approx(scores["p_wrong"].mean())
@@ -164,7 +170,7 @@ def test_a_method_without_probabilities_only_ranks(tmp_path: Path):
     assert any("ranked list only" in caution for caution in result["cautions"])
     assert "Ranked list only" in page
     assert "issues" not in result
-    assert run.figures.keys() == {"auc", "average_precision"}
+    assert measured(run).keys() == {"auc", "average_precision"}
 
 
 def test_a_trace_is_the_score_of_a_run(tmp_path: Path):
@@ -212,28 +218,28 @@ def test_the_settings_are_written_as_asked_for_and_as_used(tmp_path: Path):
 def test_what_is_not_known_is_null(tmp_path: Path):
     run = run_labels(trained(), tmp_path, replace(QUICK, members=2))
     assert read(run)[1]["reliability"] is None
-    assert math.isnan(run.analysis.influence.reliability())  # pyright: ignore
+    assert math.isnan(run.found.influence.reliability())  # pyright: ignore
 
 
 def test_figures_are_those_of_the_scores(tmp_path: Path):
     given = trained()
     run = run_labels(given, tmp_path, QUICK, partial(budget_cut, budget=4))
-    scores = run.analysis.scores.value
+    scores = run.found.scores.value
     expected = {
         "auc": auc(scores, given.wrong),
         "average_precision": average_precision(scores, given.wrong),
         "precision": 0.5,
         "recall": 1.0,
     }
-    assert run.figures == pytest.approx(expected)
+    assert measured(run) == pytest.approx(expected)
     result = read(run)[1]
     assert {name: result[name] for name in expected} == pytest.approx(expected)
 
 
 def test_without_the_truth_or_flags_there_are_no_figures_of_them(tmp_path: Path):
-    assert run_labels(trained(wrong=None), tmp_path / "a", loss_scores).figures == {}
+    assert measured(run_labels(trained(wrong=None), tmp_path / "a", loss_scores)) == {}
     nothing = partial(budget_cut, budget=0)
-    assert run_labels(trained(), tmp_path / "b", loss_scores, nothing).figures.keys() == {
+    assert measured(run_labels(trained(), tmp_path / "b", loss_scores, nothing)).keys() == {
         "auc",
         "average_precision",
     }
@@ -241,7 +247,7 @@ def test_without_the_truth_or_flags_there_are_no_figures_of_them(tmp_path: Path)
 
 def test_losses_are_those_of_the_table(tmp_path: Path):
     run = run_labels(trained(), tmp_path, QUICK)
-    kept, table = load_file(tmp_path / "losses.safetensors"), run.analysis.influence.table  # pyright: ignore
+    kept, table = load_file(tmp_path / "losses.safetensors"), run.found.influence.table  # pyright: ignore
     assert torch.equal(kept["trained"], table.trained)
     assert torch.equal(kept["columns"], table.columns)
 
@@ -259,17 +265,18 @@ def test_a_run_that_was_killed_is_finished_by_the_same_call(where: str, tmp_path
     whole = run_labels(trained(), tmp_path / "whole", SEARCHING)
     folder = tmp_path / "killed"
     try:
-        run_labels(trained(), folder, SEARCHING, say=die)
+        with heard_by(die):
+            run_labels(trained(), folder, SEARCHING)
     except KilledError:
         assert not FILES & {path.name for path in folder.iterdir()}
     again = run_labels(trained(), folder, SEARCHING)
     for name in ("scores.csv", "run.toml", "report.html", "losses.safetensors"):
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert again.figures == whole.figures
+    assert measured(again) == measured(whole)
 
 
 @pytest.fixture(scope="module")
-def whole_walks(tmp_path_factory: pytest.TempPathFactory) -> LabelRun:
+def whole_walks(tmp_path_factory: pytest.TempPathFactory) -> Run[LabelAnalysis]:
     """A run of the default method that nobody has killed."""
     return run_labels(trained(100), tmp_path_factory.mktemp("whole"), WALKS)
 
@@ -279,14 +286,14 @@ def whole_walks(tmp_path_factory: pytest.TempPathFactory) -> LabelRun:
     [("2 walks", 0), ("walk 1, stage 3", 3), ("walk 1, stage 4", 4), ("walk 2, stage 2", 6)],
 )
 def test_walks_that_were_killed_are_finished_by_the_same_call(
-    where: str, made: int, tmp_path: Path, whole_walks: LabelRun
+    where: str, made: int, tmp_path: Path, whole_walks: Run[LabelAnalysis]
 ):
     def die(line: str) -> None:
         if line.startswith(where):
             raise KilledError
 
-    with pytest.raises(KilledError):
-        run_labels(trained(100), tmp_path, WALKS, say=die)
+    with pytest.raises(KilledError), heard_by(die):
+        run_labels(trained(100), tmp_path, WALKS)
     assert not FILES & {path.name for path in tmp_path.iterdir()}
     members = tmp_path / "members"
     kept = sorted(members.iterdir()) if members.exists() else []
@@ -296,7 +303,7 @@ def test_walks_that_were_killed_are_finished_by_the_same_call(
     assert [path.stat().st_mtime_ns for path in kept] == times
     for name in ("scores.csv", "run.toml", "report.html", "losses.safetensors"):
         assert (tmp_path / name).read_bytes() == (whole_walks.folder / name).read_bytes()
-    assert again.figures == whole_walks.figures
+    assert measured(again) == measured(whole_walks)
 
 
 def test_members_of_another_walk_are_refused(tmp_path: Path):
@@ -314,12 +321,14 @@ def budgeted(epochs: float) -> Trained:
 
 
 @pytest.fixture(scope="module")
-def short_run(tmp_path_factory: pytest.TempPathFactory) -> LabelRun:
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> Run[LabelAnalysis]:
     """A run of the default method that may cost half of what it would."""
     return run_labels(budgeted(12.0), tmp_path_factory.mktemp("short"))
 
 
-def test_a_budget_smaller_than_the_walk_shortens_the_stages_and_is_told(short_run: LabelRun):
+def test_a_budget_smaller_than_the_walk_shortens_the_stages_and_is_told(
+    short_run: Run[LabelAnalysis],
+):
     _, result, settings, page = read(short_run)
     told = "epochs long instead of 2, since the budget is 12 epochs"
     assert settings["method"]["budget"] == 12
@@ -327,7 +336,7 @@ def test_a_budget_smaller_than_the_walk_shortens_the_stages_and_is_told(short_ru
     assert told in page
 
 
-def test_the_budget_is_the_cost_of_the_training(short_run: LabelRun):
+def test_the_budget_is_the_cost_of_the_training(short_run: Run[LabelAnalysis]):
     assert read(short_run)[2]["method"]["budget"] == 12
     assert read(short_run)[1]["forecast"]["epochs"] <= 12
 
@@ -352,9 +361,9 @@ def test_members_train_on_what_the_network_trained_on(number: int, tmp_path: Pat
     given = trained()
     fit = streams(*given.train)[number]
     run = run_labels(replace(given, fit=fit), tmp_path, QUICK)
-    assert run.analysis.influence.stream.samples_per_step == 8  # pyright: ignore
+    assert run.found.influence.stream.samples_per_step == 8  # pyright: ignore
     loss = run_labels(replace(given, fit=fit), tmp_path / "loss", loss_scores)
-    assert len(loss.analysis.issues) == 30
+    assert len(loss.found.issues) == 30
 
 
 # What a reader sees ------------------------------------------------------------------------------
@@ -382,7 +391,7 @@ def test_the_suspects_stand_on_the_page_with_their_names(tmp_path: Path):
     named = replace(given, train=Batches(given.train, ids=ids))
     run = run_labels(named, tmp_path, loss_scores, title="My <labels>")
     page = run.report.read_text()
-    for i in run.analysis.issues.index[:2]:
+    for i in run.found.issues.index[:2]:
         assert f"this is number {i}." in page
         assert f"file &lt;{i}&gt;" in page
     assert "My &lt;labels&gt;" in page

@@ -1,6 +1,7 @@
 """Runs over sharpness, audit and uncertainty: their numbers, files and pages."""
 
 import json
+import tomllib
 from dataclasses import replace
 
 import pandas as pd
@@ -51,36 +52,39 @@ def test_sharpness_of_a_run_is_that_of_the_jacobian(tmp_path):
     assert sum(result["shares"].values()) == pytest.approx(1)
     assert result["eigenvalues"] == sorted(result["eigenvalues"], reverse=True)
     assert 0 < result["gibbs_risk"] < result["bound"] <= 1
-    assert len(pd.read_csv(tmp_path / "measures.csv")) == len(run.measures)
+    assert len(pd.read_csv(tmp_path / "measures.csv")) == len(run.found.measures)
     assert "connectivity sharpness" in run.report.read_text()
+    settings = tomllib.loads((tmp_path / "run.toml").read_text())
+    assert settings["sharpness"] == {"samples": 1000, "seed": 0}
+    assert settings["input"]["samples"] == 50
 
 
 def test_without_held_out_classes_nothing_is_bounded(tmp_path):
     run = run_sharpness(replace(trained(), test=None), tmp_path)
-    assert run.certificate is None
+    assert run.found.certificate is None
     numbers = run_sharpness(trained(Gaussian()), tmp_path)
-    assert numbers.certificate is None
-    assert "normalized connectivity sharpness" not in {m.name for m in numbers.measures}
+    assert numbers.found.certificate is None
+    assert "normalized connectivity sharpness" not in {m.name for m in numbers.found.measures}
 
 
 def test_an_audit_tells_the_invariant_measures_from_the_others(tmp_path):
     given = trained()
     before = {name: value.clone() for name, value in given.module.state_dict().items()}
     run = run_audit(given, tmp_path, samples=20)
-    faked = run.audit.can_be_faked
+    faked = run.found.can_be_faked
     assert not faked["connectivity sharpness"]
     assert faked["tangent trace"]
-    assert run.audit.broken == ()
+    assert run.found.broken == ()
     after = given.module.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert "layer" in pd.read_csv(tmp_path / "moves.csv").columns
-    assert run.report.is_file()
+    assert {"result.json", "run.toml", "report.html"} < {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize("likelihood", [None, Gaussian(0.5)], ids=["classes", "numbers"])
 def test_ways_to_predict_are_compared_and_predictions_written(likelihood, tmp_path):
     run = run_uncertainty(trained(likelihood), tmp_path)
-    table = run.calibration.table
+    table = run.found.table
     assert list(table["nll"]) == sorted(table["nll"])
     assert {"MAP", "LL", "CL"} <= set(table.index)
     predictions = pd.read_csv(tmp_path / "predictions.csv")
@@ -89,7 +93,8 @@ def test_ways_to_predict_are_compared_and_predictions_written(likelihood, tmp_pa
     page = run.report.read_text()
     assert page.count("<svg") == (2 if likelihood is None else 1)
     written = json.loads((tmp_path / "result.json").read_text())
-    assert written["best"] == run.calibration.best
+    assert written["best"] == run.found.best
+    assert "held_out" in tomllib.loads((tmp_path / "run.toml").read_text())["input"]
 
 
 def test_rescaled_networks_have_the_same_bands_in_relative_coordinates():

@@ -1,10 +1,9 @@
 "use strict";
 (() => {
-  const suspects = document.getElementById("suspects");
-  if (!suspects) return;
-  const query = document.getElementById("query");
-  const flaggedOnly = document.getElementById("flagged-only");
-  const shown = document.getElementById("shown");
+  const suspects = document.querySelector(".filtered");
+  const query = suspects.querySelector(".query");
+  const flaggedOnly = suspects.querySelector(".flagged-only");
+  const shown = suspects.querySelector("output");
   const body = suspects.querySelector(".issues tbody");
   const items = [...suspects.querySelectorAll("[data-text]")];
   suspects.querySelector(".controls").hidden = false;
