@@ -84,7 +84,7 @@ def run_influence(
     query = source.subset(_positions(queries, source))
     losses(problem, query)  # what is wrong with the queries is said before anything is scored
     called = name or type(method).__name__
-    key = settings_key(problem, train.fingerprint(), query.fingerprint(), named(method))
+    key = settings_key(problem, train.fingerprint(), query.fingerprint(), _name(method))
     scores = _kept(folder / "scores.safetensors", key)
     if scores is None:
         _log.info(
@@ -154,6 +154,16 @@ def _kept(path: Path, key: str) -> Scores | None:
             return Scores(file.get_tensor("value"), file.get_tensor("stderr"))
     except SafetensorError:
         return None
+
+
+def _name(method: InfluenceMethod) -> str:
+    """All settings of a method; our own functions by their place, anything else by its content."""
+    parts = [type(method).__qualname__]
+    for name, value in vars(method).items():
+        place = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
+        known = callable(value) and place.startswith("afterfit.") and "<" not in place
+        parts.append(f"{name}={place if known else named(value)}")
+    return " ".join(parts)
 
 
 def _settings(method: InfluenceMethod) -> dict[str, Any]:

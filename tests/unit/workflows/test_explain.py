@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from afterfit.influence import GEX
+from afterfit.influence.base import Influence
 from afterfit.influence.classic import InfluenceFunction
 from afterfit.influence.covariance import Scores
 from afterfit.influence.tracin import GradientDot
@@ -106,9 +107,12 @@ def test_queries_that_are_not_there_are_refused(trained: Trained, tmp_path: Path
 
 
 def test_scores_that_are_not_finite_are_refused(trained: Trained, tmp_path: Path, monkeypatch):
-    class Broken:
+    class Broken(Influence):
         def scores(self, query: Batches) -> Tensor:
             return torch.full((query.num_samples, 24), torch.nan)
+
+        def self_scores(self) -> Tensor:
+            return torch.full((24,), torch.nan)
 
     monkeypatch.setattr(GradientDot, "fit", lambda *_: Broken())
     with pytest.raises(ValueError, match="NaN or infinite values, expected numbers: raise the"):
