@@ -53,6 +53,7 @@ def test_one_and_two_workers_give_the_same_bits():
         assert torch.equal(truth(), alone)
 
 
+@pytest.mark.against
 def test_a_dask_cluster_of_two_workers_gives_the_same_bits():
     distributed = pytest.importorskip("distributed")
     alone = truth()

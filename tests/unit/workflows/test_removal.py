@@ -106,4 +106,4 @@ def test_the_score_that_knows_the_truth_is_closer_where_the_two_disagree():
     assert turned.nonlinear_closer == 0.0
     assert turned.agreement == pytest.approx(found.agreement)
     with pytest.raises(ValueError, match="nonlinear has shape"):
-        linearity(true, true[:3], true)
+        linearity(true, true.where(true > 0, torch.nan), true)
