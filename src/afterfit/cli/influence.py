@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from afterfit.cli.console import Factory, Out, Seed, Threads, console, set_threads
 from afterfit.cli.factory import load_trained
 from afterfit.influence.arnoldi import ArnoldiInfluence
-from afterfit.influence.base import InfluenceMethod
 from afterfit.influence.classic import InfluenceFunction
 from afterfit.influence.gex import GEX
 from afterfit.influence.projected import RandomProjection
@@ -23,7 +22,7 @@ from afterfit.typing import Params
 from afterfit.workflows.influence_run import Explanation, run_influence
 from afterfit.workflows.run import Run
 
-METHODS: dict[str, Callable[[float, int, int, list[Params]], InfluenceMethod]] = {
+METHODS: dict[str, Callable[[float, int, int, list[Params]], Any]] = {
     "gex": lambda _, members, seed, __: GEX(members=members, seed=seed),
     "influence-function": lambda damping, *_: InfluenceFunction(damping),
     "arnoldi": lambda damping, _, seed, __: ArnoldiInfluence(damping=damping, seed=seed),
