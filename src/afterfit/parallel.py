@@ -6,7 +6,7 @@ process (the default), in processes or threads of this machine, on a Dask cluste
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Generic, TypeVar, final
+from typing import Any, Generic, TypeVar, final
 
 import torch
 from joblib import Parallel, delayed
@@ -49,7 +49,8 @@ def map_independent(
         message = f"threads is {threads}, expected at least 1: each task runs on that many"
         raise ValueError(message)
     call = delayed(_WithThreads(function, threads))
-    return list(Parallel()(call(task) for task in tasks))
+    results: list[Any] = list(Parallel()(call(task) for task in tasks))
+    return results
 
 
 @final

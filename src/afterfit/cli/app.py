@@ -25,6 +25,7 @@ from afterfit.cli.demo import digits, train_network
 from afterfit.cli.demo_graph import digits_graph
 from afterfit.cli.edges import edges, graph_parts, tell
 from afterfit.cli.factory import FactoryError, load_trained
+from afterfit.cli.influence import influence
 from afterfit.cli.sharpness import audit, sharpness, uncertainty
 from afterfit.evaluate.threshold import budget_cut, otsu_cut
 from afterfit.influence import simple
@@ -52,6 +53,7 @@ app.command()(sharpness)
 app.command()(audit)
 app.command()(uncertainty)
 app.command()(edges)
+app.command()(influence)
 
 SCORES = {
     "loss": simple.loss_scores,

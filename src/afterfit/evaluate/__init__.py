@@ -25,6 +25,7 @@ from afterfit.evaluate.calibration import (
     negative_log_likelihood,
     reliability,
 )
+from afterfit.evaluate.convex import leave_out_logistic, leave_out_ridge
 from afterfit.evaluate.correlation import (
     Correlation,
     Granulated,
@@ -33,6 +34,7 @@ from afterfit.evaluate.correlation import (
     kendall,
     kendall_interval,
 )
+from afterfit.evaluate.detection import detection
 from afterfit.evaluate.planted import PlantedFit, fit_planted
 from afterfit.evaluate.separation import Otsu, otsu
 from afterfit.evaluate.subsets import (
@@ -67,6 +69,7 @@ __all__ = [
     "brier_score",
     "budget_cut",
     "crps",
+    "detection",
     "drawn_subsets",
     "expected_calibration_error",
     "false_positive_rate",
@@ -78,6 +81,8 @@ __all__ = [
     "interval_coverage",
     "kendall",
     "kendall_interval",
+    "leave_out_logistic",
+    "leave_out_ridge",
     "linear_datamodeling_difference",
     "linear_datamodeling_interval",
     "linear_datamodeling_score",

@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 from afterfit.evaluate.correlation import Correlation
 
 Values = NDArray[np.float64]
+Places = NDArray[np.int64]
 
 
 @final
@@ -140,7 +141,7 @@ def linear_datamodeling_interval(
     """
     foretold, true = _foretold(scores, truth), _true(truth)
 
-    def value(rows: Values, columns: Values) -> float:
+    def value(rows: Places, columns: Places) -> float:
         picked = np.ix_(rows, columns)
         return _mean(_spearman(foretold[picked], true[picked]))
 
@@ -162,7 +163,7 @@ def linear_datamodeling_difference(
     """
     one, two, true = _foretold(scores, truth), _foretold(others, truth), _true(truth)
 
-    def value(rows: Values, columns: Values) -> float:
+    def value(rows: Places, columns: Places) -> float:
         picked = np.ix_(rows, columns)
         seen = true[picked]
         return _mean(_spearman(one[picked], seen)) - _mean(_spearman(two[picked], seen))
@@ -256,7 +257,7 @@ def _mean(values: Values) -> float:
 
 
 def _interval(
-    value: Callable[[Values, Values], float],
+    value: Callable[[Places, Places], float],
     shape: tuple[int, ...],
     num_resamples: int,
     generator: Generator,

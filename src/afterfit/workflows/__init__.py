@@ -3,9 +3,12 @@
 from afterfit.workflows.audit_run import run_audit
 from afterfit.workflows.calibrate import Calibration, calibrate
 from afterfit.workflows.compare import Comparison, compare, generalization_gap
+from afterfit.workflows.explain import explain_prediction
+from afterfit.workflows.influence_run import Explanation, run_influence
 from afterfit.workflows.label_actions import corrected_labels, prune, prune_easy, relabel
 from afterfit.workflows.label_run import run_labels
 from afterfit.workflows.labels import LabelAnalysis, analyze_labels, find_label_issues
+from afterfit.workflows.linearity import Linearity, linearity
 from afterfit.workflows.predictors import (
     Candidate,
     LinearizedLaplace,
@@ -15,6 +18,8 @@ from afterfit.workflows.predictors import (
     temperature_scaling,
     trained_network,
 )
+from afterfit.workflows.removal import brittleness, removal_curve, select, unlearning_check
+from afterfit.workflows.retraining import load_retrainings, retrain_on, save_retrainings
 from afterfit.workflows.run import Run
 from afterfit.workflows.sharpness_run import SharpnessFindings, run_sharpness
 from afterfit.workflows.suggest import soft_targets
@@ -26,7 +31,9 @@ __all__ = [
     "Calibration",
     "Candidate",
     "Comparison",
+    "Explanation",
     "LabelAnalysis",
+    "Linearity",
     "LinearizedLaplace",
     "MonteCarloDropout",
     "Predictor",
@@ -35,20 +42,30 @@ __all__ = [
     "Trained",
     "WalkedEnsemble",
     "analyze_labels",
+    "brittleness",
     "calibrate",
     "compare",
     "corrected_labels",
+    "explain_prediction",
     "find_label_issues",
     "generalization_gap",
+    "linearity",
+    "load_retrainings",
     "prune",
     "prune_easy",
     "relabel",
+    "removal_curve",
+    "retrain_on",
     "run_audit",
+    "run_influence",
     "run_labels",
     "run_sharpness",
     "run_uncertainty",
+    "save_retrainings",
+    "select",
     "soft_targets",
     "temperature_scaling",
     "trained_network",
+    "unlearning_check",
     "verify",
 ]
