@@ -34,7 +34,7 @@ from afterfit.evaluate import (
     truth_ceiling,
 )
 from afterfit.influence.classic import InfluenceFunction, influence_by
-from afterfit.influence.covariance import covariance, cross_influence, secant
+from afterfit.influence.covariance import covariance, cross_influence, there_minus_here
 from afterfit.influence.hybrid import HybridInfluence, SmoothedInfluence
 from afterfit.influence.table import member_losses
 from afterfit.problem.ensemble import Member
@@ -119,7 +119,7 @@ def secant_scores(case: Case, found: SmoothedInfluence) -> Tensor:
     points = [unflatten(at + sign * move, like) for move in found.moves for sign in (1, -1)]
     members = [Member(point, 0, k) for k, point in enumerate(points)]
     asked, own = (member_losses(case.problem, data, members) for data in (case.query, case.train))
-    return cross_influence(asked, own, secant, covariance)
+    return cross_influence(asked, own, there_minus_here, covariance)
 
 
 Found = TypeVar("Found")

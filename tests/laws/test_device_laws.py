@@ -24,9 +24,9 @@ from afterfit import (
     sharpness,
 )
 from afterfit.influence.arnoldi import ArnoldiInfluence
-from afterfit.influence.simple import loss_scores
 from afterfit.influence.classic import InfluenceFunction
 from afterfit.influence.projected import RandomProjection
+from afterfit.influence.simple import loss_scores
 from afterfit.influence.tracin import GradientDot, TracIn
 from afterfit.problem import (
     Batches,

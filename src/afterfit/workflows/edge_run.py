@@ -22,8 +22,8 @@ from afterfit.graph.rectify import Rectified, rectify, suited_method
 from afterfit.graph.rules import Rule, opponents
 from afterfit.graph.target import validation_loss
 from afterfit.graph.trained import TrainedGraph
-from afterfit.problem.folder import alone_in_folder
 from afterfit.problem.ensemble import fingerprint
+from afterfit.problem.folder import alone_in_folder
 from afterfit.report import (
     Page,
     Section,

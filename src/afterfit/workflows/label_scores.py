@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from afterfit.influence.base import Influence, InfluenceMethod
-from afterfit.influence.simple import margin_scores
 from afterfit.influence.covariance import Scores
 from afterfit.influence.evidence import LabelEvidence
 from afterfit.influence.gex import GEX
 from afterfit.influence.loss_covariance import CovarianceInfluence
 from afterfit.influence.mistakes import names_classes
+from afterfit.influence.simple import margin_scores
 from afterfit.influence.trace import TrainingTrace
 from afterfit.influence.unlearning import Unlearning
 from afterfit.problem.data import Batches
