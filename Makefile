@@ -9,6 +9,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+WORKERS ?= 2
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 DEMO_STAMP := .venv/.demo-stamp
 DEV_STAMP := .venv/.dev-stamp
@@ -23,7 +24,7 @@ demo: $(DEMO_STAMP)
 	$(BIN)/afterfit demo --out runs/demo
 
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 lint: style floors types unused
 

@@ -192,7 +192,7 @@ def test_linearized_draws_predict_as_the_closed_form_does(name: str, generator: 
     case = make_case("mlp", "categorical")
     posterior = fitted(name, connectivity(case.problem), case.data)
     exact = predict(posterior, case.data)
-    members = posterior.sample(4000, generator)
+    members = posterior.sample(2000, generator)
     drawn = predict_by_members(linearize(posterior.problem), case.data, members)
     error = (drawn.stderr.square() + exact.stderr.square()).sqrt()
     assert bool(((drawn.mean - exact.mean).abs() < 5 * error).all())

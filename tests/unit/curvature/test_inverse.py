@@ -58,7 +58,6 @@ CURVATURES = {
     "ggn-primal": (ggn, Primal()),
     "ggn-dual": (ggn, Dual()),
     "ggn-cg": (ggn, CG(tolerance=1e-12)),
-    "ggn-lissa": (ggn, LiSSA(tolerance=1e-10, num_steps=4000)),
     "fisher": (drawn_fisher, Dual()),
     "empirical-fisher": (empirical_fisher, Primal()),
     "diagonal": (diagonal, Direct()),
