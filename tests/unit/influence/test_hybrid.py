@@ -81,7 +81,7 @@ def test_its_error_tells_how_far_it_is_from_the_mean_over_all_halves():
     found = HybridInfluence(PARENT, pairs=24, scale=1.0).fit(MLP.problem, train)
     scores = found.cross_influence(train)
 
-    assert float(found.reliability(train).min()) > 0.8
+    assert float(found.reliability(train).min()) > 0.7
     trusted = found.reliability(train)[:, None]
     parent = found.parent_scores(train)
     expected = parent + trusted * (exact - parent)
