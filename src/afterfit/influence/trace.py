@@ -8,17 +8,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, distributed
 
-from afterfit.influence.outcomes import has_outcomes
 from afterfit.influence.trace_file import read, write
 from afterfit.influence.visits import (
     COLUMNS,
     added,
-    precise,
     require_seen,
     visits,
     were_right,
 )
 from afterfit.problem.likelihood import Likelihood
+from afterfit.problem.likelihood.targets import precise
 
 _HELD_NUMBERS = 1 << 16  # outputs that are held back before they are added to the sums
 
@@ -249,7 +248,7 @@ class TrainingTrace:
         return spread.clamp_min(0) / (seen - 1)
 
     def _require_outcomes(self, score: str) -> None:
-        if not has_outcomes(self.likelihood):
+        if not self.likelihood.names_classes:
             message = (
                 f"{score} needs the probability of each label, and "
                 f"{type(self.likelihood).__name__} has none; take mean_loss or gradient_variance"

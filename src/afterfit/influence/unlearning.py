@@ -25,7 +25,6 @@ from afterfit.evaluate.attribution import auc
 from afterfit.influence.covariance import LossTable
 from afterfit.influence.evidence import Chain, LabelEvidence, by_loss, judged, standard
 from afterfit.influence.loss_covariance import CovarianceInfluence, LossCovariance
-from afterfit.influence.mistakes import doubts, mistaken, sums_outputs
 from afterfit.problem.data import Augment, Batches, TrainingStream
 from afterfit.problem.ensemble import (
     Ensemble,
@@ -157,7 +156,7 @@ class Unlearning:
         )
         chains = []
         for walk, planted in zip(walks, free.split(count), strict=False):
-            wrong = mistaken(problem.likelihood, found, targets, generator)
+            wrong = problem.likelihood.mistaken(found, targets, generator)
             taught = targets.clone()
             taught[planted] = wrong[planted]
             chains.append(
@@ -269,8 +268,8 @@ def _observed(
         message = "the walk gave no finite losses; lower the rates, or look at the network's losses"
         raise ValueError(message)
     mean, loss = mean / total, loss / total
-    doubt = doubts(problem.likelihood, mean, taught).amax(1)
-    if sums_outputs(problem.likelihood, mean):
+    doubt = problem.likelihood.doubts(mean, taught).amax(1)
+    if problem.likelihood.sums_labels(mean):
         loss = softplus(doubt)  # of the output that is doubted most
     score = 0.5 * (standard(doubt, ~chosen) + standard(loss, ~chosen))
     return Chain(
@@ -337,7 +336,7 @@ def _too_little(problem: Problem, found: Float[Tensor, "N C"], targets: Tensor) 
     if len(targets.reshape(len(targets), -1).unique(dim=0)) < 2:
         return "all labels are the same, so that nothing can be compared"
     try:
-        mistaken(problem.likelihood, found[:8], targets[:8], Generator())
+        problem.likelihood.mistaken(found[:8], targets[:8], Generator())
     except TypeError as error:
         return str(error)
     return ""
