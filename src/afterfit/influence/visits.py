@@ -67,6 +67,16 @@ def added(tables: Sequence[Float[Tensor, "N K"]]) -> Float[Tensor, "N K"]:
     return total
 
 
+def require_labels(likelihood: Likelihood, score: str) -> None:
+    """Raise ``TypeError`` where labels have no probability that the score could be of."""
+    if not likelihood.names_classes:
+        message = (
+            f"{score} needs the probability of each label, and {type(likelihood).__name__} has "
+            "none; take mean_loss or gradient_variance"
+        )
+        raise TypeError(message)
+
+
 def require_seen(seen: Int[Tensor, " N"], skipped: int, times: int) -> None:
     """Raise ``ValueError`` where samples were seen too seldom, and warn of visits left out."""
     short = (seen < times).nonzero()[:, 0]

@@ -88,7 +88,7 @@ def _(method: GEX, problem: Problem, train: Batches, fit: Any, folder: Path | st
 def _(
     method: Unlearning, problem: Problem, train: Batches, fit: Any, folder: Path | str | None
 ) -> Found:
-    evidence = method.fit(problem, train, fit, folder, _log.info)
+    evidence = method.fit(problem, train, fit, folder)
     mean = _expected(problem, train) if evidence.mean is None else evidence.mean
     return Found(evidence.scores, evidence.influence, mean, evidence)
 
