@@ -26,6 +26,7 @@ from afterfit import (
 from afterfit.influence import unlearning as module
 from afterfit.influence.evidence import Chain, LabelEvidence, judged
 from afterfit.influence.unlearning import Unlearning
+from afterfit.problem import losses
 
 NUM, SHARE = 300, 0.1
 Parts = tuple[Problem, Batches, Tensor]
@@ -200,7 +201,7 @@ def test_a_walk_does_not_score_what_it_has_planted(chains: list[Chain]):
         )
         for chain in chains
     ]
-    own = module.losses(problem, data).double()
+    own = losses(problem, data).double()
     found = module.outputs(problem, data)
     assert expected.influence is not None
     again = judged(problem, data, own, found, spoiled, expected.influence, ())
