@@ -81,6 +81,9 @@ def names() -> list[str]:
     listed += [f"features-uniform-0.2-{regime}-0" for regime in BOTH]
     listed += [f"{kind}-uniform-0.1-{regime}-0" for kind in ("bank", "bankf") for regime in BOTH]
     listed += ["pneumonia-uniform-0.2-memorized-0", "pneumonia-uniform-0.1-early-0"]
+    listed += [
+        "pneumonia-uniform-0.4-memorized-0"
+    ]  # of two classes: a fifth of the labels is wrong
     listed += ["pneumonia-uniform-0.1-small-0"]
     return listed + [f"mnist-{kind}-{rate}-memorized-0" for kind, rate in mnist]
 

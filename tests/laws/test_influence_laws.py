@@ -31,6 +31,7 @@ from afterfit.influence.simple import (
     self_confidence_scores,
 )
 from afterfit.influence.tracin import GradientDot
+from afterfit.linalg import Dense, Diagonal
 from afterfit.problem import Batches, Gaussian, Problem
 from tests import truth
 from tests.cases import Case, make_case, make_data, make_module, name_of, parts_of
@@ -322,8 +323,8 @@ def test_random_projections_are_unbiased_over_seeds():
 def test_the_influence_function_without_curvature_is_the_dot_product():
     case = SMALL[1]
 
-    def flat(problem: Problem, train: Batches) -> Tensor:
-        return torch.zeros(problem.num_params, problem.num_params, dtype=torch.float64)
+    def flat(problem: Problem, train: Batches) -> Diagonal:
+        return Diagonal(torch.zeros(problem.num_params, dtype=torch.float64))
 
     influence = InfluenceFunction(damping=2.0, curvature=flat).fit(case.problem, case.data)
     require_scores(influence, case.data, dot_truth(case.problem, case.data, case.data) / 2)
@@ -332,8 +333,8 @@ def test_the_influence_function_without_curvature_is_the_dot_product():
 def test_scaling_curvature_and_damping_together_scales_the_influence():
     case = SMALL[3]
 
-    def twice(problem: Problem, train: Batches) -> Tensor:
-        return 2 * truth.ggn(problem, train)
+    def twice(problem: Problem, train: Batches) -> Dense:
+        return Dense(2 * truth.ggn(problem, train), is_symmetric=True, is_psd=True)
 
     one = InfluenceFunction(damping=DAMPING).fit(case.problem, case.data)
     other = InfluenceFunction(damping=2 * DAMPING, curvature=twice).fit(case.problem, case.data)

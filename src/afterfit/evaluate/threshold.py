@@ -98,7 +98,7 @@ def probability_cut(
     >>> p = torch.tensor([0.01, 0.4, 0.9, 0.99])
     >>> probability_cut(p, p).is_issue
     tensor([False, False,  True,  True])
-    >>> probability_cut(p, p, rate=0.4).is_issue
+    >>> probability_cut(p, p, rate=0.25).is_issue
     tensor([False, False,  True,  True])
     """
     if rate is not None and not 0 < rate < 1:

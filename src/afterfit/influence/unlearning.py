@@ -51,7 +51,7 @@ _SHARPNESS = 0.05  # a stage whose planted labels are told apart by so much less
 _FEWEST_PLANTED = 40
 _FEWEST_FITTED = 8
 _FEWEST_SAMPLES = 50
-_SMALL = 1000  # samples below which each decay is walked twice: chance is large, and time is short
+_SMALL = range(320, 1000)  # so many samples: chance is large, and four walks are soon made
 _PASS = 1 / 3  # of an epoch of training: a forward pass against a forward and a backward one
 _SHORTEST = 0.25
 
@@ -64,7 +64,7 @@ class Unlearning:
     Parameters
     ----------
     decays
-        Decay of each walk; below 1,000 samples each is walked twice, if the budget allows.
+        Decay of each walk; of 320 to 999 samples each is walked twice, if the budget allows.
     rates
         Rates of the stages of a walk; the last four are scored.
     epochs
@@ -172,7 +172,7 @@ class Unlearning:
         """The walks, with stages as long as the budget lets them be."""
         decays, epochs = self.decays, self.epochs
         stage, limit = len(decays) * len(self.rates) * (epochs + _PASS), self.budget or math.inf
-        if stream.num_samples < _SMALL and 2 * stage <= limit:
+        if stream.num_samples in _SMALL and 2 * stage <= limit:
             decays = 2 * decays
         stages = len(decays) * len(self.rates)
         if self.budget is not None and stages * (epochs + _PASS) > self.budget:

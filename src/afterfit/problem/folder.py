@@ -37,6 +37,7 @@ def alone_in(folder: Path | str | None) -> Iterator[None]:
     if where is None or fcntl is None or _HELD.get(where) == get_ident():
         yield
         return
+    is_new = not where.exists()
     where.mkdir(parents=True, exist_ok=True)
     handle = os.open(where, os.O_RDONLY)  # the folder itself is locked: no file is left in it
     try:
@@ -55,6 +56,8 @@ def alone_in(folder: Path | str | None) -> Iterator[None]:
             del _HELD[where]
     finally:
         os.close(handle)
+        if is_new and not any(where.iterdir()):  # the run was refused before it wrote anything
+            where.rmdir()
 
 
 def alone_in_folder(run: Callable[P, T]) -> Callable[P, T]:

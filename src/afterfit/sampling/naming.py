@@ -12,6 +12,7 @@ from types import (
     CodeType,
     EllipsisType,
     FunctionType,
+    MappingProxyType,
     MethodType,
     ModuleType,
     NoneType,
@@ -144,6 +145,10 @@ def _(setting: CellType, name: Callable[[Any], str]) -> list[str]:
 def _(setting: FunctionType, name: Callable[[Any], str]) -> list[str]:
     if _is_known(setting):
         return [f"{setting.__module__}.{setting.__qualname__}"]
+    registry = vars(setting).get("registry")
+    if isinstance(registry, MappingProxyType):  # of singledispatch, whose cache changes with use
+        chosen = {f"{kind.__module__}.{kind.__qualname__}": f for kind, f in registry.items()}
+        return [setting.__qualname__, name(sorted(chosen.items()))]
     around = {n: setting.__globals__[n] for n in _read(setting.__code__) & {*setting.__globals__}}
     state = (setting.__code__, setting.__defaults__, setting.__kwdefaults__, setting.__closure__)
     return [setting.__qualname__, *map(name, state), *_simple(around, name), name(vars(setting))]

@@ -245,7 +245,11 @@ def test_options_are_looked_at_before_the_factory_is_called(
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("3 * y[:, None]", "float('nan')", "is nan (30 such in its batch), expected finite losses"),
+        (
+            "3 * y[:, None]",
+            "float('nan')",
+            "is nan (30 such among those read), expected finite losses",
+        ),
         ("1 - y, y)", "y + 2, y)", "labels range from 0 to 3, expected 0 to 1"),
         ("1 - y, y)", "1 - y, y).float() + 0.5", "expected integer class indices"),
         ("epochs=60", "likelihood=nn.CrossEntropyLoss()", "has reduction='mean', expected one"),
