@@ -29,8 +29,8 @@ from afterfit.sharpness import (
     ridge_mean,
     tangent_trace,
 )
-from afterfit.sharpness.certificate import kernel_basis
-from afterfit.sharpness.pacbayes import bias_term, sharpness_term
+from afterfit.sharpness.certificate import bias_term, sharpness_term
+from afterfit.sharpness.pacbayes import kernel_basis
 from afterfit.sharpness.rescaling import scale_units, verify, without_epsilon
 from afterfit.sharpness.symmetry import Part, Symmetry
 

@@ -20,8 +20,8 @@ from torch import Generator, nn
 from afterfit import Batches, Categorical, Problem
 from afterfit.problem import connectivity, outputs
 from afterfit.sharpness import Scales, mcallester, pac_bayes_bound, ridge_mean, zero_mean
-from afterfit.sharpness.certificate import gibbs_errors, kernel_basis
-from afterfit.sharpness.pacbayes import bias_term, sharpness_term
+from afterfit.sharpness.certificate import bias_term, sharpness_term
+from afterfit.sharpness.pacbayes import gibbs_errors, kernel_basis
 from afterfit.sharpness.rescaling import scale_units, verify, without_epsilon
 
 NOISE, DELTA, DRAWS = 0.1, 0.1, 200

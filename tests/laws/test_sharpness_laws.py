@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 from afterfit.problem import Batches, Categorical, Problem, connectivity
 from afterfit.problem.persample import outputs
 from afterfit.sharpness.architecture import Architecture, explore
+from afterfit.sharpness.certificate import Scales, bias_term, seeger, sharpness_term
 from afterfit.sharpness.measures import (
     connectivity_curvature,
     connectivity_sharpness,
@@ -26,7 +27,6 @@ from afterfit.sharpness.measures import (
     normalized_connectivity_sharpness,
     tangent_trace,
 )
-from afterfit.sharpness.pacbayes import Scales, bias_term, seeger, sharpness_term
 from afterfit.sharpness.perturbed import (
     adaptive_average_sharpness,
     adaptive_worst_case_sharpness,

@@ -111,13 +111,6 @@ class BlockInfluence(Influence):
             value[index], stderr[index] = _summed(iter(terms)), self._stderr(terms)
         return Scores(value, stderr)
 
-    def query_norms(self, query: Batches) -> Float[Tensor, " Q"]:
-        """Squared norm of the features of each query: what its self-influence would be."""
-        result = self._empty(query.num_samples)
-        for index, parts in self._finite_repeats(query):
-            result[index] = _summed(squared_norms(part) for part in parts)
-        return result
-
     def reliability(self) -> float:
         """How far half of the repeats agree with the others on the ranking of self-influence.
 

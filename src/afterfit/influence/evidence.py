@@ -19,7 +19,6 @@ from torch.nn.functional import softplus
 from afterfit.evaluate.planted import fit_planted
 from afterfit.influence.covariance import Scores
 from afterfit.influence.loss_covariance import CovarianceInfluence
-from afterfit.influence.mistakes import doubts, names_classes, sums_outputs
 from afterfit.problem.data import Batches
 from afterfit.problem.problem import Problem
 
@@ -168,12 +167,12 @@ def judged(
     score = _averaged(chains, [chain.score for chain in chains])
     hot = _averaged(chains, [chain.loss for chain in chains])
     everything = torch.ones_like(score, dtype=torch.bool)
-    doubt = doubts(
-        problem.likelihood, problem.likelihood.mean(found).cpu().double(), train.targets().cpu()
+    doubt = problem.likelihood.doubts(
+        problem.likelihood.mean(found).cpu().double(), train.targets().cpu()
     ).amax(1)
-    plain = softplus(doubt) if sums_outputs(problem.likelihood, mean) else own
+    plain = softplus(doubt) if problem.likelihood.sums_labels(mean) else own
     forgotten = _unmemorized(score, plain, hot)
-    weight = 1.0 if names_classes(problem.likelihood) else _OWN_WEIGHT
+    weight = 1.0 if problem.likelihood.names_classes else _OWN_WEIGHT
     free = 0.5 * (standard(plain, everything) + standard(doubt, everything))
     combined = standard(score, everything) + weight * forgotten * free
     telling = [c if c.told_apart >= bar else replace(c, weight=1e-9) for c in chains]
@@ -221,7 +220,7 @@ def _calibrated(problem: Problem, chains: list[Chain]) -> tuple[Float[Tensor, " 
         by_score = fit_planted(chain.score[chain.planted], chain.score[chain.rest], most)
         mixed = 0.5 * (by_doubt.log_odds(chain.doubt) + by_score.log_odds(chain.score))
         odds.append(_SLOPE * mixed.clamp(-14, 14) + _SHIFT)
-        if not names_classes(problem.likelihood):
+        if not problem.likelihood.names_classes:
             contradicted = most = by_doubt.high
         lows += chain.weight * max(0.0, by_doubt.low - _HARD * contradicted) / mass
         highs += chain.weight * max(by_doubt.high, most) / mass
@@ -230,7 +229,7 @@ def _calibrated(problem: Problem, chains: list[Chain]) -> tuple[Float[Tensor, " 
 
 def _contradicted(problem: Problem, chain: Chain) -> tuple[float, float]:
     """Share of the labels that members contradict, over the part of planted ones, and its error."""
-    if not names_classes(problem.likelihood):
+    if not problem.likelihood.names_classes:
         return 1.0, 0.0
     num_planted, num = int(chain.planted.sum()), int(chain.rest.sum())
     of_planted = max(0.2, float((chain.doubt[chain.planted] > 0).double().mean()))
@@ -288,10 +287,8 @@ def by_loss(
 ) -> LabelEvidence:
     """Rank by the loss of the trained network, and say why."""
     unknown = torch.full_like(own, torch.nan)
-    try:
-        mean = problem.likelihood.mean(found).cpu()
-    except TypeError:
-        mean = found.cpu()
+    likelihood = problem.likelihood
+    mean = likelihood.mean(found).cpu() if likelihood.says("mean") else found.cpu()
     return LabelEvidence(
         scores=Scores(own, unknown),
         p_wrong=unknown,

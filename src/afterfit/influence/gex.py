@@ -156,7 +156,9 @@ class GEX:
             If targets do not fit the network, a loss is not finite, the folder holds another run,
             or the budget is too small.
         """
-        stream = self._stream(train, fit)
+        stream = TrainingStream.over(train, fit, self.batch_size, self.augment)
+        if self.losses != "members":
+            stream.require_samples_of(train, "; or use losses='members'")
         losses(problem, train)  # what is wrong with the data is said before anything is trained
         if self.weight_decay == "auto":
             sampler = with_forgetting_decay(problem, self._made(0.0))
@@ -178,20 +180,6 @@ class GEX:
         )  # fmt: skip
         kept = None if folder is None else Path(folder)
         return engine.over(problem, train, stream, store, search=search, cost=cost, folder=kept)
-
-    def _stream(
-        self, train: Batches, fit: TrainingStream | DataLoader[Any] | None
-    ) -> TrainingStream:
-        data = train if fit is None else fit
-        given = isinstance(data, TrainingStream)
-        stream = data if given else TrainingStream(data, self.batch_size, self.augment)
-        if self.losses != "members" and stream.num_samples != train.num_samples:
-            message = (
-                f"the members train on {stream.num_samples} samples, expected {train.num_samples}, "
-                "those that are scored and in the same order; or use losses='members'"
-            )
-            raise ValueError(message)
-        return stream
 
     def _store(
         self,

@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float, Int
 from sklearn.neighbors import NearestNeighbors
 from torch import Generator, Tensor
 
-from afterfit.influence.outcomes import Outcomes, disagreement, outcomes
 from afterfit.influence.tracin import gradient_norms
 from afterfit.problem.data import Batches
+from afterfit.problem.likelihood import Outcomes
 from afterfit.problem.persample import losses, outputs
 from afterfit.problem.problem import Problem, move
 
@@ -28,7 +28,7 @@ def _by_batch(
             found = problem.forward(problem.params, move(batch.inputs, problem.device))
             targets = batch.targets.to(problem.device)
             problem.likelihood.check(found, targets)
-            columns.append(score(outcomes(problem.likelihood, found.double(), targets)))
+            columns.append(score(problem.likelihood.outcomes(found.double(), targets)))
     scores = torch.cat(columns).clone()
     return _require_finite(scores, "scores", "look at the inputs and at the parameters")
 
@@ -45,7 +45,7 @@ def margin_scores(problem: Problem, data: Batches) -> Float[Tensor, " N"]:
     outcomes of an output have logits 0 and f, the given one is that with the larger target, and the
     output that disagrees most is the sample's.
     """
-    return _by_batch(problem, data, disagreement)
+    return _by_batch(problem, data, lambda found: found.opposition().amax(-1))
 
 
 def entropy_scores(problem: Problem, data: Batches) -> Float[Tensor, " N"]:
@@ -259,7 +259,7 @@ def cross_validated_probabilities(
 
 def _probabilities(problem: Problem, data: Batches) -> Tensor:
     found = outputs(problem, data)
-    outcomes(problem.likelihood, found, data.targets().to(found.device))
+    problem.likelihood.outcomes(found, data.targets().to(found.device))
     return problem.likelihood.mean(found)
 
 

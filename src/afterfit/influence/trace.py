@@ -8,17 +8,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, distributed
 
-from afterfit.influence.outcomes import has_outcomes
 from afterfit.influence.trace_file import read, write
 from afterfit.influence.visits import (
     COLUMNS,
     added,
-    precise,
+    require_labels,
     require_seen,
     visits,
     were_right,
 )
 from afterfit.problem.likelihood import Likelihood
+from afterfit.problem.likelihood.targets import precise
 
 _HELD_NUMBERS = 1 << 16  # outputs that are held back before they are added to the sums
 
@@ -188,7 +188,7 @@ class TrainingTrace:
         Pleiss, Zhang, Elenberg, Weinberger (2020), "Identifying mislabeled data using the area
         under the margin ranking", NeurIPS, arXiv:2001.10528, eq. (2).
         """
-        self._require_outcomes("aum")
+        require_labels(self.likelihood, "aum")
         return -self._mean("margin")
 
     def forgetting(self) -> Float[Tensor, " N"]:
@@ -202,7 +202,7 @@ class TrainingTrace:
         Toneva, Sordoni, Tachet des Combes, Trischler, Bengio, Gordon (2019), "An empirical study of
         example forgetting during deep neural network learning", ICLR, arXiv:1812.05159.
         """
-        self._require_outcomes("forgetting")
+        require_labels(self.likelihood, "forgetting")
         self._require_seen(1)
         counts = self._column("forgotten")
         return torch.where(self._column("learned") == 0, counts.max() + 1, counts)
@@ -215,7 +215,7 @@ class TrainingTrace:
         Paul, Ganguli, Dziugaite (2021), "Deep learning on a data diet", NeurIPS, arXiv:2107.07075,
         definition 2.3.
         """
-        self._require_outcomes("el2n")
+        require_labels(self.likelihood, "el2n")
         return self._mean("gradient_norm")
 
     def gradient_variance(self) -> Float[Tensor, " N"]:
@@ -247,14 +247,6 @@ class TrainingTrace:
         seen, total = self._column("seen"), self._column(name)
         spread = self._column(f"squared_{name}") - total.square() / seen
         return spread.clamp_min(0) / (seen - 1)
-
-    def _require_outcomes(self, score: str) -> None:
-        if not has_outcomes(self.likelihood):
-            message = (
-                f"{score} needs the probability of each label, and "
-                f"{type(self.likelihood).__name__} has none; take mean_loss or gradient_variance"
-            )
-            raise TypeError(message)
 
     def _require_seen(self, times: int) -> None:
         require_seen(self.seen, int(self.skipped.sum()), times)

@@ -12,15 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from afterfit.problem.likelihood import Bernoulli, Categorical, Gaussian, Likelihood, Poisson
+from afterfit.problem.likelihood import NAMED, Likelihood
 
 _FORMAT, _VERSION = "afterfit.TrainingTrace", "1"
-_NAMED: dict[str, Any] = {k.__name__: k for k in (Bernoulli, Categorical, Gaussian, Poisson)}
 
 
 def _description(likelihood: Any) -> dict[str, Any]:
     name = type(likelihood).__name__
-    known = _NAMED.get(name) is type(likelihood)
+    known = NAMED.get(name) is type(likelihood)
     return {"name": name, "fields": asdict(likelihood) if known else None}
 
 
@@ -80,10 +79,10 @@ def _likelihood(
             )
             raise ValueError(message)
         return given
-    if found["fields"] is None or found["name"] not in _NAMED:
+    if found["fields"] is None or found["name"] not in NAMED:
         message = (
             f"{path} was recorded with {found['name']}, which no file can hold; pass it: "
             "TrainingTrace.load(path, likelihood)"
         )
         raise ValueError(message)
-    return _NAMED[found["name"]](**found["fields"])
+    return NAMED[found["name"]](**found["fields"])

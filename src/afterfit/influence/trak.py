@@ -10,7 +10,6 @@ from torch import Generator, Tensor
 
 from afterfit.influence.base import Influence, require_finite
 from afterfit.influence.covariance import Scores
-from afterfit.influence.outcomes import outcomes
 from afterfit.influence.tracin import trajectory
 from afterfit.problem.data import Batches
 from afterfit.problem.likelihood import Likelihood, PerSample
@@ -154,7 +153,7 @@ def _margin(likelihood: Likelihood) -> PerSample:
     """Stand-in for a loss: the log-odds of the given label, whose gradient TRAK projects."""
 
     def function(found: Tensor, y: Tensor) -> Tensor:
-        logits, given, _ = outcomes(likelihood, found, y)
+        logits, given, _ = likelihood.outcomes(found, y)
         chosen = given.argmax(-1, keepdim=True)
         others = logits.scatter(-1, chosen, -torch.inf).logsumexp(-1)
         return (logits.gather(-1, chosen)[..., 0] - others).sum(-1)

@@ -9,6 +9,7 @@ how well it tells its planted labels apart. Losses are true losses, as in GEX (K
 are reported on others there.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,7 +26,6 @@ from afterfit.evaluate.attribution import auc
 from afterfit.influence.covariance import LossTable
 from afterfit.influence.evidence import Chain, LabelEvidence, by_loss, judged, standard
 from afterfit.influence.loss_covariance import CovarianceInfluence, LossCovariance
-from afterfit.influence.mistakes import doubts, mistaken, sums_outputs
 from afterfit.problem.data import Augment, Batches, TrainingStream
 from afterfit.problem.ensemble import (
     Ensemble,
@@ -41,6 +41,8 @@ from afterfit.sampling.forecast import Forecast, forecast_walks
 from afterfit.sampling.heated import RATES, HeatedWalk
 from afterfit.sampling.naming import named
 from afterfit.sampling.walk import Diverged
+
+_log = logging.getLogger(__name__)
 
 _KEPT = 4
 """Stages that are scored, the hottest of a walk; those before them only lead there."""
@@ -116,9 +118,10 @@ class Unlearning:
         train: Batches,
         fit: TrainingStream | DataLoader[Any] | None = None,
         folder: Path | str | None = None,
-        say: Any = lambda _: None,
     ) -> LabelEvidence:
         """Walk, and judge every label.
+
+        The forecast and every stage are told to the logger ``afterfit``.
 
         Parameters
         ----------
@@ -129,8 +132,6 @@ class Unlearning:
             same samples in the same order.
         folder
             Where members are kept as they are made; a run that was killed goes on from there.
-        say
-            Told of the forecast and of every stage.
 
         Raises
         ------
@@ -140,13 +141,14 @@ class Unlearning:
         """
         found, targets = outputs(problem, train), train.targets().cpu()
         own = losses_of(problem, train, found).cpu().double()
-        stream = self._stream(train, fit)
+        stream = TrainingStream.over(train, fit, self.batch_size, self.augment)
+        stream.require_samples_of(train)
         reason = _too_little(problem, found, targets)
         if reason:
             return by_loss(problem, found, own, reason)
         walks = self._walks(stream)
         cost = forecast_walks(problem, train, stream, walks, folder=folder is not None)
-        say(f"{len(walks)} walks of {len(self.rates)} stages: {cost}")
+        _log.info(f"{len(walks)} walks of {len(self.rates)} stages: {cost}")
         told = self._told(walks, stream, cost.epochs)
         store = self._store(problem, train, stream, walks, folder)
         generator = Generator().manual_seed(_own_seed(self.seed))
@@ -157,30 +159,14 @@ class Unlearning:
         )
         chains = []
         for walk, planted in zip(walks, free.split(count), strict=False):
-            wrong = mistaken(problem.likelihood, found, targets, generator)
+            wrong = problem.likelihood.mistaken(found, targets, generator)
             taught = targets.clone()
             taught[planted] = wrong[planted]
             chains.append(
-                _observed(
-                    problem, train, replace(stream, targets=taught), walk, planted, store, say
-                )
+                _observed(problem, train, replace(stream, targets=taught), walk, planted, store)
             )
         influence = _influence(problem, train, stream, walks, store, chains, own, cost)
         return judged(problem, train, own, found, chains, influence, told)
-
-    def _stream(
-        self, train: Batches, fit: TrainingStream | DataLoader[Any] | None
-    ) -> TrainingStream:
-        data = train if fit is None else fit
-        given = isinstance(data, TrainingStream)
-        stream = data if given else TrainingStream(data, self.batch_size, self.augment)
-        if stream.num_samples != train.num_samples:
-            message = (
-                f"the members train on {stream.num_samples} samples, expected {train.num_samples}, "
-                "those that are scored and in the same order"
-            )
-            raise ValueError(message)
-        return stream
 
     def _walks(self, stream: TrainingStream) -> list[HeatedWalk]:
         """The walks, with stages as long as the budget lets them be."""
@@ -245,7 +231,6 @@ def _observed(
     walk: HeatedWalk,
     planted: Tensor,
     store: Store,
-    say: Any,
 ) -> Chain:
     """Walk, and weigh each hot stage by how well it tells the planted labels apart."""
     taught = stream.targets
@@ -254,7 +239,7 @@ def _observed(
     chosen[planted] = True
     total, mean, loss = 0.0, torch.zeros(()), torch.zeros(())
     keys, columns = [], []
-    for member in _hot(walk, problem, stream, store, say):
+    for member in _hot(walk, problem, stream, store):
         found = outputs(problem, train, member.params)
         column = _stage_loss(problem, found, taught, member)
         if not bool(column.isfinite().all()):
@@ -269,8 +254,8 @@ def _observed(
         message = "the walk gave no finite losses; lower the rates, or look at the network's losses"
         raise ValueError(message)
     mean, loss = mean / total, loss / total
-    doubt = doubts(problem.likelihood, mean, taught).amax(1)
-    if sums_outputs(problem.likelihood, mean):
+    doubt = problem.likelihood.doubts(mean, taught).amax(1)
+    if problem.likelihood.sums_labels(mean):
         loss = softplus(doubt)  # of the output that is doubted most
     score = 0.5 * (standard(doubt, ~chosen) + standard(loss, ~chosen))
     return Chain(
@@ -287,15 +272,17 @@ def _observed(
 
 
 def _hot(
-    walk: HeatedWalk, problem: Problem, stream: TrainingStream, store: Store, say: Any
+    walk: HeatedWalk, problem: Problem, stream: TrainingStream, store: Store
 ) -> Iterator[Member]:
     try:
         for member in walk.walk(problem, stream, store):
-            say(f"walk {walk.chain + 1}, stage {member.stage + 1} of {len(walk.rates)} is made")
+            _log.info(
+                f"walk {walk.chain + 1}, stage {member.stage + 1} of {len(walk.rates)} is made"
+            )
             if member.stage >= len(walk.rates) - _KEPT:
                 yield member
     except Diverged as error:
-        say(f"walk {walk.chain + 1} ends early: {error}")
+        _log.info(f"walk {walk.chain + 1} ends early: {error}")
 
 
 def _stage_loss(
@@ -337,7 +324,7 @@ def _too_little(problem: Problem, found: Float[Tensor, "N C"], targets: Tensor) 
     if len(targets.reshape(len(targets), -1).unique(dim=0)) < 2:
         return "all labels are the same, so that nothing can be compared"
     try:
-        mistaken(problem.likelihood, found[:8], targets[:8], Generator())
+        problem.likelihood.mistaken(found[:8], targets[:8], Generator())
     except TypeError as error:
         return str(error)
     return ""

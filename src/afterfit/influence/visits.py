@@ -2,62 +2,22 @@
 
 import warnings
 from collections.abc import Sequence
-from functools import singledispatch
-from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from afterfit.influence.outcomes import disagreement, has_outcomes, outcomes
-from afterfit.problem.likelihood import Categorical
+from afterfit.problem.likelihood import Likelihood
+from afterfit.problem.likelihood.targets import precise
 
 _SUMMED = ("seen", "loss", "squared_loss", "margin", "gradient_norm", "squared_gradient_norm")
 COLUMNS = (*_SUMMED, "skipped", "learned", "forgotten")
 LEARNED, FORGOTTEN = COLUMNS.index("learned"), COLUMNS.index("forgotten")
 
 
-class _Measured(NamedTuple):
-    loss: Float[Tensor, " B"]
-    margin: Float[Tensor, " B"]
-    gradient_norm: Float[Tensor, " B"]
-
-
-def precise(device: torch.device) -> torch.dtype:
-    """The longest floating numbers that the device has."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-@singledispatch
-def _measure(likelihood: Any, found: Tensor, y: Tensor) -> _Measured:
-    if has_outcomes(likelihood):  # their residual p - y is the gradient
-        found = found.to(precise(found.device))
-        seen = outcomes(likelihood, found, y)
-        norm = torch.linalg.vector_norm(seen.residual, dim=-1)
-        return _Measured(likelihood.loss(found, y), -disagreement(seen), norm)
-    with torch.enable_grad():
-        leaf = found.clone().requires_grad_()
-        loss = likelihood.loss(leaf, y)
-        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
-    norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
-    return _Measured(loss.detach(), torch.zeros_like(norm), norm)
-
-
-@_measure.register
-def _(likelihood: Categorical, found: Tensor, y: Tensor) -> _Measured:  # noqa: ARG001
-    """As above, in a third of the operations: every step of training waits for it."""
-    given = y.long()[:, None]
-    log_p = found.log_softmax(-1, dtype=precise(found.device))
-    log_given = log_p.gather(1, given)
-    other = log_p.scatter(1, given, -torch.inf).amax(1)
-    residual = log_p.exp_().scatter_add_(1, given, log_p.new_full((), -1).expand(given.shape))
-    norm = torch.linalg.vector_norm(residual, dim=1)
-    return _Measured(-log_given[:, 0], log_given[:, 0] - other, norm)
-
-
 @torch.no_grad()
 def visits(
-    likelihood: Any,
+    likelihood: Likelihood,
     index: Int[Tensor, " B"],
     found: Tensor,
     y: Tensor,
@@ -77,7 +37,7 @@ def visits(
         Whether the sample was right when it was last seen, before all of them.
     """
     wide = precise(found.device)
-    loss, margin, norm = (column.to(wide) for column in _measure(likelihood, found, y))
+    loss, margin, norm = (column.to(wide) for column in likelihood.visit(found, y))
     sums = torch.stack([torch.ones_like(loss), loss, loss * loss, margin, norm, norm * norm], dim=1)
     total = sums.sum(1)
     skipped = (total - total) != 0  # NaN, where the total is not finite
@@ -105,6 +65,16 @@ def added(tables: Sequence[Float[Tensor, "N K"]]) -> Float[Tensor, "N K"]:
     right = (total[:, LEARNED] - total[:, FORGOTTEN]).clamp(0, 1)
     total[:, LEARNED] = total[:, FORGOTTEN] + right
     return total
+
+
+def require_labels(likelihood: Likelihood, score: str) -> None:
+    """Raise ``TypeError`` where labels have no probability that the score could be of."""
+    if not likelihood.names_classes:
+        message = (
+            f"{score} needs the probability of each label, and {type(likelihood).__name__} has "
+            "none; take mean_loss or gradient_variance"
+        )
+        raise TypeError(message)
 
 
 def require_seen(seen: Int[Tensor, " N"], skipped: int, times: int) -> None:

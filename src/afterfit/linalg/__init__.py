@@ -1,7 +1,7 @@
 """Operators, solvers and estimates that know of no network."""
 
 from afterfit.linalg.estimate import Estimate
-from afterfit.linalg.krylov import Hessenberg, Krylov, RitzPairs, arnoldi, lanczos, ritz_pairs
+from afterfit.linalg.krylov import Krylov, RitzPairs, lanczos, ritz_pairs
 from afterfit.linalg.least_squares import lsmr
 from afterfit.linalg.operator import Kind, LinearOperator, Product, Scaled, Sum
 from afterfit.linalg.solvers import Solution
@@ -22,7 +22,6 @@ __all__ = [
     "Diagonal",
     "Estimate",
     "FunctionOperator",
-    "Hessenberg",
     "Kind",
     "Kronecker",
     "Krylov",
@@ -33,7 +32,6 @@ __all__ = [
     "Scaled",
     "Solution",
     "Sum",
-    "arnoldi",
     "estimate_trace",
     "lanczos",
     "lsmr",

@@ -36,25 +36,6 @@ class Krylov(NamedTuple):
     residual: float
 
 
-class Hessenberg(NamedTuple):
-    """An orthonormal basis, and any operator as it acts within it.
-
-    Attributes
-    ----------
-    basis
-        Orthonormal columns (P, K); K is smaller than what was asked for where the space is
-        exhausted.
-    matrix
-        ``basisᵀ A basis`` (K, K), float64, with zeros below the first subdiagonal.
-    residual
-        The coupling to the next vector that was not taken; 0 where the space is invariant.
-    """
-
-    basis: Float[Tensor, "P K"]
-    matrix: Float[Tensor, "K K"]
-    residual: float
-
-
 class RitzPairs(NamedTuple):
     """Approximate eigenpairs, from the largest absolute value down.
 
@@ -123,40 +104,6 @@ def lanczos(
         vector = image / coupling
     residual = 0.0 if exhausted else coupling
     return Krylov(rows[: len(diagonal)].mT, _tridiagonal(diagonal, couplings), residual)
-
-
-def arnoldi(apply: Apply, start: Float[Tensor, " P"], num_steps: int) -> Hessenberg:
-    """Build the Krylov space of an operator that need not be symmetric.
-
-    As :func:`lanczos`, with the whole column of couplings kept.
-
-    References
-    ----------
-    Arnoldi (1951), "The principle of minimized iterations in the solution of the matrix eigenvalue
-    problem", Quarterly of Applied Mathematics 9(1).
-    """
-    _require_direction(start, num_steps)
-    steps = min(num_steps, len(start))
-    rows = start.new_zeros(steps, len(start))
-    matrix = torch.zeros(steps, steps, dtype=torch.float64)
-    vector, step = start / start.norm(), 0
-    while True:
-        rows[step] = vector
-        image, known = _checked(apply(vector), vector), rows[: step + 1]
-        size = float(image.norm())
-        for _ in range(2):
-            parts = known @ image
-            image = image - known.mT @ parts
-            matrix[: step + 1, step] += parts.double().cpu()
-        coupling = float(image.norm())
-        exhausted = coupling <= torch.finfo(start.dtype).eps ** 0.75 * size or coupling == 0
-        step += 1
-        if exhausted or step == steps:
-            break
-        matrix[step, step - 1] = coupling
-        vector = image / coupling
-    residual = 0.0 if exhausted else coupling
-    return Hessenberg(rows[:step].mT, matrix[:step, :step], residual)
 
 
 def ritz_pairs(krylov: Krylov, num_pairs: int) -> RitzPairs:

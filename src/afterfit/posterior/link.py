@@ -6,15 +6,14 @@ them through the likelihood, and says how much of what remains uncertain is the 
 
 import math
 from dataclasses import dataclass
-from functools import singledispatch
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from afterfit.posterior.target import Pushed, target_variance, uncertainty
-from afterfit.problem.likelihood import Bernoulli, Categorical, Gaussian, Likelihood, Poisson
+from afterfit.posterior.target import Pushed
+from afterfit.problem.likelihood import Bernoulli, Categorical, Likelihood
 
 _CHUNK = 2**24  # numbers of draws that are held at once
 
@@ -97,10 +96,10 @@ def from_draws(likelihood: Likelihood, outputs: Float[Tensor, "S B C"], independ
 
 def _settle(likelihood: Likelihood, means: Tensor, stderr: Tensor) -> Pushed:
     mean = means.mean(0)
-    noise = target_variance(likelihood, means).mean(0)
+    noise = likelihood.variance(means).mean(0)
     variance = noise + means.var(0, correction=0)
-    total = uncertainty(likelihood, mean, variance)
-    alone = uncertainty(likelihood, means, target_variance(likelihood, means)).mean(0)
+    total = likelihood.uncertainty(mean, variance)
+    alone = likelihood.uncertainty(means, likelihood.variance(means)).mean(0)
     return Pushed(mean, stderr, variance, total, (total - alone).clamp_min(0))
 
 
@@ -189,7 +188,7 @@ class LaplaceBridge:
         inner = torch.digamma(strength.sum(-1) + 1) - (found * torch.digamma(strength + 1)).sum(-1)
         gone = torch.where(variance > certain, strength, 0.0).sum(-1) == 0  # nothing is uncertain
         found = torch.where(gone[:, None], likelihood.mean(mean), found)
-        entropy = uncertainty(likelihood, found, found)
+        entropy = likelihood.uncertainty(found, found)
         epistemic = torch.where(gone, 0.0, (entropy - inner).clamp_min(0))
         return _closed(likelihood, found, epistemic)
 
@@ -202,22 +201,15 @@ class Moments:
     def push(
         self, likelihood: Likelihood, mean: Float[Tensor, "B C"], covariance: Float[Tensor, "B C C"]
     ) -> Pushed:
-        _require(self, likelihood, (Gaussian, Poisson))
         spread = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(0)
-        found, moved = (mean, spread) if isinstance(likelihood, Gaussian) else _rates(mean, spread)
-        variance = target_variance(likelihood, found) + moved
+        found, moved = likelihood.moments(mean, spread)
+        variance = likelihood.variance(found) + moved
         return Pushed(found, torch.zeros_like(found), variance, variance.sum(-1), moved.sum(-1))
 
 
-def _rates(mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of a log-normal rate."""
-    rate = (mean + spread / 2).exp()
-    return rate, rate.square() * torch.expm1(spread)
-
-
 def _closed(likelihood: Likelihood, mean: Tensor, epistemic: Tensor) -> Pushed:
-    variance = target_variance(likelihood, mean)
-    total = uncertainty(likelihood, mean, variance)
+    variance = likelihood.variance(mean)
+    total = likelihood.uncertainty(mean, variance)
     return Pushed(mean, torch.zeros_like(mean), variance, total, epistemic)
 
 
@@ -231,17 +223,6 @@ def _require(link: object, likelihood: Likelihood, kinds: tuple[type, ...]) -> N
         raise TypeError(message)
 
 
-@singledispatch
-def default_link(likelihood: Any) -> Link:  # noqa: ARG001
-    """Monte Carlo for classes and switches, the exact moments for numbers and counts."""
-    return MonteCarlo()
-
-
-@default_link.register
-def _(likelihood: Gaussian) -> Link:  # noqa: ARG001
-    return Moments()
-
-
-@default_link.register
-def _(likelihood: Poisson) -> Link:  # noqa: ARG001
-    return Moments()
+def default_link(likelihood: Likelihood) -> Link:
+    """Exact moments where the likelihood has them (numbers and counts), otherwise Monte Carlo."""
+    return Moments() if likelihood.says("moments") else MonteCarlo()

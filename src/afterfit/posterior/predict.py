@@ -10,7 +10,7 @@ from torch import Tensor
 
 from afterfit.posterior.gaussian import GaussianPosterior
 from afterfit.posterior.link import Link, default_link, from_draws, single
-from afterfit.posterior.target import Pushed, predictive_losses
+from afterfit.posterior.target import Pushed
 from afterfit.problem.data import Batches
 from afterfit.problem.ensemble import Member
 from afterfit.problem.likelihood import Likelihood
@@ -77,7 +77,7 @@ class Predictive:
             If targets do not fit the outputs.
         """
         self.likelihood.check(self.mean, y)
-        return predictive_losses(self.likelihood, self.mean, self.variance, y.to(self.mean.device))
+        return self.likelihood.predictive_losses(self.mean, self.variance, y.to(self.mean.device))
 
 
 def predict(

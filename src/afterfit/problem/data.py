@@ -241,6 +241,28 @@ class TrainingStream:
         if isinstance(self.data, DataLoader):
             require_batched_map_style(self.data)
 
+    @classmethod
+    def over(
+        cls,
+        train: "Batches",
+        fit: "TrainingStream | DataLoader[Any] | None",
+        batch_size: int,
+        augment: Augment | None,
+    ) -> "TrainingStream":
+        """Take what the user trains on: ``fit``, or ``train`` with these settings."""
+        if isinstance(fit, TrainingStream):
+            return fit
+        return cls(train if fit is None else fit, batch_size, augment)
+
+    def require_samples_of(self, train: "Batches", otherwise: str = "") -> None:
+        """Raise ``ValueError`` unless it reads as many samples as are scored."""
+        if self.num_samples != train.num_samples:
+            message = (
+                f"the members train on {self.num_samples} samples, expected {train.num_samples}, "
+                f"those that are scored and in the same order{otherwise}"
+            )
+            raise ValueError(message)
+
     @property
     def num_samples(self) -> int:
         """Number of samples N of the data set."""

@@ -251,7 +251,7 @@ def _as_likelihood(given: Likelihood | Callable[[Tensor, Tensor], Tensor]) -> Li
         return PerSample(given)
     message = (
         f"expected a likelihood such as Categorical() or a function loss(outputs, y), got "
-        f"{type(given).__name__}"
+        f"{type(given).__name__}; a likelihood of your own inherits afterfit.problem.Likelihood"
     )
     raise TypeError(message)
 

@@ -10,17 +10,16 @@ they are centered among samples with like targets, and a member must know more t
 
 import logging
 from dataclasses import dataclass, replace
-from functools import singledispatch
 from typing import final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from afterfit.evaluate.separation import otsu
 from afterfit.problem.data import Batches, TrainingStream
 from afterfit.problem.ensemble import Member
-from afterfit.problem.likelihood import Bernoulli, Categorical, Gaussian, Likelihood, Poisson
+from afterfit.problem.likelihood import Likelihood
 from afterfit.problem.persample import losses
 from afterfit.problem.problem import Problem
 from afterfit.sampling.geometric import GeometricEnsemble, adamw
@@ -42,7 +41,6 @@ _KNOWS_NOTHING = 0.95  # share of the loss of a constant at which a member knows
 
 _SMALLEST_CLASS = 5  # samples from which a median is taken
 
-_NUM_GROUPS = 10  # of targets that are numbers
 
 _ROUNDING = 32  # units in the last place of the largest loss
 
@@ -208,7 +206,7 @@ def separability(likelihood: Likelihood, y: Tensor, column: Float[Tensor, " N"])
     A class of fewer than 5 samples takes the median of all. With several outputs, and for the
     user's own loss, the losses are taken as they are.
     """
-    group = _like(likelihood, y)
+    group = likelihood.alike(y)
     if group is None:
         return otsu(column).separability
     column = column.detach().cpu()
@@ -221,63 +219,18 @@ def separability(likelihood: Likelihood, y: Tensor, column: Float[Tensor, " N"])
     return otsu(centered).separability if bool(centered.abs().max() > rounding) else 0.0
 
 
-@singledispatch
-def _like(likelihood: Likelihood, y: Tensor) -> Int[Tensor, " N"] | None:  # noqa: ARG001
-    """Number of the class of each sample, from 0; None where there are no classes."""
-    return None
-
-
-@_like.register
-def _(likelihood: Categorical, y: Tensor) -> Int[Tensor, " N"]:  # noqa: ARG001
-    return y.detach().cpu().long()
-
-
-@_like.register
-def _(likelihood: Bernoulli | Gaussian | Poisson, y: Tensor) -> Int[Tensor, " N"] | None:  # noqa: ARG001
-    """By the middle rank of each value: equal targets stay together, also where two make all."""
-    rows = y.detach().cpu().reshape(len(y), -1)
-    if rows.shape[1] != 1:
-        return None
-    _, value, counts = rows[:, 0].unique(return_inverse=True, return_counts=True)
-    middle = counts.cumsum(0) - counts.double() / 2
-    return (_NUM_GROUPS * middle / len(y)).long()[value]
-
-
 def _ceiling(likelihood: Likelihood, y: Tensor) -> float:
     """Mean loss in nats at which a member knows hardly more than the best constant does.
 
     It is 0.95 of the loss of that constant, beyond what a perfect prediction pays as well; without
     a bound for the user's own loss, which has no such constant.
     """
-    try:
-        constant = likelihood.null_outputs(y)
-    except TypeError:
+    if not likelihood.says("null_outputs"):
         return float("inf")
-    nothing = float(likelihood.loss(constant, y).double().mean())
-    exact = _exact(likelihood, y)
+    nothing = float(likelihood.loss(likelihood.null_outputs(y), y).double().mean())
+    exact = likelihood.exact_outputs(y)
     least = 0.0 if exact is None else float(likelihood.loss(exact, y).mean())
     return nothing - (1 - _KNOWS_NOTHING) * abs(nothing - least)
-
-
-@singledispatch
-def _exact(likelihood: Likelihood, y: Tensor) -> Float[Tensor, "N C"] | None:  # noqa: ARG001
-    """Outputs that predict every target; None where they pay nothing."""
-    return None
-
-
-@_exact.register
-def _(likelihood: Bernoulli, y: Tensor) -> Float[Tensor, "N C"]:  # noqa: ARG001
-    return torch.logit(y.double().reshape(len(y), -1), eps=1e-9)  # targets may be soft
-
-
-@_exact.register
-def _(likelihood: Gaussian, y: Tensor) -> Float[Tensor, "N C"]:  # noqa: ARG001
-    return y.double().reshape(len(y), -1)
-
-
-@_exact.register
-def _(likelihood: Poisson, y: Tensor) -> Float[Tensor, "N C"]:  # noqa: ARG001
-    return y.double().reshape(len(y), -1).clamp_min(1e-9).log()
 
 
 def _merit(trial: Trial) -> tuple[bool, float]:

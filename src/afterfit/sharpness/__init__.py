@@ -4,11 +4,13 @@ from afterfit.sharpness.architecture import Architecture, ChangeKind, Freedom, e
 from afterfit.sharpness.audit import MEASURES, Audit, Measure, audit
 from afterfit.sharpness.canonical import canonical_scale
 from afterfit.sharpness.certificate import (
-    low_rank_pac_bayes_bound,
-    pac_bayes_bound,
-    require_unseen,
-    ridge_mean,
-    zero_mean,
+    Certificate,
+    Divergence,
+    Scales,
+    certified_sharpness,
+    kl_inverse,
+    mcallester,
+    seeger,
 )
 from afterfit.sharpness.hessian import (
     estimate_hessian_trace,
@@ -27,13 +29,11 @@ from afterfit.sharpness.measures import (
     tangent_trace,
 )
 from afterfit.sharpness.pacbayes import (
-    Certificate,
-    Divergence,
-    Scales,
-    certified_sharpness,
-    kl_inverse,
-    mcallester,
-    seeger,
+    low_rank_pac_bayes_bound,
+    pac_bayes_bound,
+    require_unseen,
+    ridge_mean,
+    zero_mean,
 )
 from afterfit.sharpness.perturbed import (
     adaptive_average_sharpness,

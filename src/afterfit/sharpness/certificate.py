@@ -1,345 +1,324 @@
-"""PAC-Bayes certificates of trained networks: the error on new data of a stochastic linearized one.
+"""PAC-Bayes bounds of linearized networks in closed form: pure functions of a spectrum.
 
-The coordinates of the problem decide which: on ``connectivity(problem)`` it is the bound of the
-connectivity tangent kernel, which a rescaling cannot change; on the problem itself that of the
-tangent kernel, which a rescaling can make as small as one likes.
+Notation: prior ``N(0, α² I)`` in the coordinates of the problem, posterior
+``N(μ, α² (I + γ G)⁻¹)`` with ``G = JᵀJ`` summed over the data of the bound and ``γ = α² / σ²``. The
+eigenvalues are those of ``G``, or of the kernel ``J Jᵀ``, which has the same ones apart from zeros;
+zeros count nothing. On ``connectivity(problem)`` they are those of the connectivity tangent kernel,
+and nothing here changes when the network is rescaled.
+
+References
+----------
+Kim, Park, Kim and Yang (2023), Scale-invariant Bayesian neural networks with connectivity tangent
+kernel, ICLR. arXiv:2209.15208
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from hashlib import blake2b
-from typing import final
+import math
+from dataclasses import dataclass
+from typing import cast, final
 
 import torch
-from jaxtyping import Float, Int
-from torch import Generator, Tensor
-from torch.nn import functional
-from torch.utils._pytree import tree_leaves
+from jaxtyping import Float
+from scipy.optimize import brentq
+from torch import Tensor
 
-from afterfit.curvature import ggn, jacobian_root, ntk
-from afterfit.linalg.krylov import RitzPairs
-from afterfit.linalg.spectrum import spectrum
-from afterfit.problem.data import Batches
-from afterfit.problem.likelihood import Gaussian
-from afterfit.problem.persample import GIBIBYTE, outputs, unflatten
-from afterfit.problem.problem import Problem
-from afterfit.problem.transform import linearize
-from afterfit.sharpness.pacbayes import (
-    Certificate,
-    Divergence,
-    Scales,
-    bias_term,
-    risk_of_draws,
-    seeger,
-    sharpness_term,
-)
-
-Center = Callable[[Float[Tensor, "N C"], Int[Tensor, " N"]], Float[Tensor, "N C"]]
-"""Residuals, targets minus outputs, that the posterior mean is fitted to."""
-
-Form = Callable[[float, float, int, float], float]
-"""Bound from risk, divergence, number of samples and delta: ``seeger`` or ``mcallester``."""
-
-_SHARE_OF_DRAWS = 0.1
-"""Part of delta that pays for evaluating the Gibbs risk by draws."""
-
-
-def zero_mean(found: Float[Tensor, "N C"], classes: Int[Tensor, " N"]) -> Float[Tensor, "N C"]:  # noqa: ARG001
-    """The posterior stays centered at the trained network, as Laplace approximations are."""
-    return torch.zeros_like(found)
-
-
-def ridge_mean(found: Float[Tensor, "N C"], classes: Int[Tensor, " N"]) -> Float[Tensor, "N C"]:
-    """The posterior mean is fitted to one-hot targets, for networks trained with squared loss.
-
-    For networks trained with cross-entropy the residuals are those of logits and large, and so is
-    the bias.
-    """
-    return functional.one_hot(classes, found.shape[1]).to(found) - found
+KAPPA = 0.21621660  # rounded up
+"""Largest ``h(1 / (1 + x)) / x``, reached at x = 2.16258: the trace bounds the sharpness by it."""
 
 
 @final
 @dataclass(frozen=True)
-class KernelBasis:
-    """Spectrum of the kernel of the bound's data.
+class Scales:
+    """Standard deviations of prior and observations, fixed before the data of the bound is seen.
 
     Attributes
     ----------
-    eigenvalues
-        Of ``J Jᵀ``, those above rounding.
-    vectors
-        Orthonormal columns (N C, R).
-    way
-        ``"dual"`` where the kernel was decomposed, ``"primal"`` where ``JᵀJ`` was: the smaller.
+    prior
+        α, in the coordinates of the problem; relative to each weight for a connectivity problem.
+    noise
+        σ, in the units of the outputs.
     """
 
-    eigenvalues: Float[Tensor, " R"]
-    vectors: Float[Tensor, "M R"]
-    way: str
+    prior: float | int
+    noise: float | int
 
+    def __post_init__(self) -> None:
+        for name, value in (("prior", self.prior), ("noise", self.noise)):
+            if not 0 < value < math.inf:
+                message = f"the {name} scale is {value}, expected a standard deviation above 0"
+                raise ValueError(message)
 
-def kernel_basis(problem: Problem, data: Batches) -> KernelBasis:
-    """Decompose the tangent kernel in float64, as ``J Jᵀ`` or as ``JᵀJ``, whichever is smaller."""
-    root = jacobian_root(problem, data)
-    rows, columns = root.shape
-    if 8 * rows * columns > 4 * GIBIBYTE:
-        values, vectors = torch.linalg.eigh(ntk(problem, data).matrix.double())
-        return _positive(values, vectors, "dual")
-    held = root.held()
-    if rows <= columns:
-        values, vectors = torch.linalg.eigh(held.gram())
-        return _positive(values, vectors, "dual")
-    values, vectors = torch.linalg.eigh(held.square())
-    kept = values > _tiny(values)
-    return KernelBasis(values[kept], held.matrix @ vectors[:, kept] / values[kept].sqrt(), "primal")
-
-
-def _positive(values: Tensor, vectors: Tensor, way: str) -> KernelBasis:
-    kept = values > _tiny(values)
-    return KernelBasis(values[kept], vectors[:, kept], way)
-
-
-def _tiny(values: Tensor) -> float:
-    return float(values.max()) * len(values) * torch.finfo(values.dtype).eps
-
-
-def pac_bayes_bound(
-    problem: Problem,
-    train: Batches,
-    held_out: Batches,
-    scales: Sequence[Scales],
-    generator: Generator,
-    *,
-    delta: float = 0.05,
-    center: Center = zero_mean,
-    form: Form = seeger,
-    num_draws: int = 100,
-) -> Certificate:
-    """Bound the error of the linearized Gibbs classifier, with the exact posterior.
-
-    The prior is ``N(0, α² I)`` around the trained parameters, in the coordinates of the problem;
-    the posterior is that of Bayesian linear regression on the held-out data. The bound is for
-    predictions of parameters drawn from it, not for the trained network itself.
-
-    Parameters
-    ----------
-    train
-        All data that the trained parameters, or the choice of anything else here, depend on.
-    held_out
-        The data S_Q of the bound. Memory and time grow with ``(N C)²`` or ``P²``, the smaller, and
-        with ``N C P`` for the Jacobian.
-    scales
-        A grid that was fixed before looking; delta is shared among its members.
-    center
-        :func:`zero_mean` or :func:`ridge_mean`.
-    form
-        :func:`~afterfit.sharpness.pacbayes.seeger` or ``mcallester``.
-    num_draws
-        Draws of the outputs of each sample, for the Gibbs risk.
-
-    Raises
-    ------
-    ValueError
-        If a held-out input occurs in the training data: the prior has seen it, and the statement
-        would be void.
-
-    References
-    ----------
-    Kim, Park, Kim and Yang (2023), Scale-invariant Bayesian neural networks with connectivity
-    tangent kernel, ICLR, section 3. Dziugaite, Hsu, Gharbieh, Arpino and Roy (2021), On the role of
-    data in PAC-Bayes bounds, AISTATS (a prior from other data).
-    """
-    _require_grid(scales)
-    require_unseen(train, held_out)
-    basis = kernel_basis(problem, held_out)
-    found = outputs(problem, held_out).double()
-    classes = class_indices(held_out.targets().to(found.device), found.shape[1])
-    residual = center(found, classes)
-    projections = basis.vectors.mT @ residual.flatten()
-    parts = []
-    for scale in scales:
-        divergence = Divergence(
-            bias_term(basis.eigenvalues, projections, scale),
-            sharpness_term(basis.eigenvalues, scale),
-        )
-        errors = gibbs_errors(basis, residual, found, classes, scale, num_draws, generator)
-        parts.append(_Part(scale, divergence, errors, num_draws * len(found)))
-    return _least(parts, held_out.num_samples, delta, form)
-
-
-def low_rank_pac_bayes_bound(
-    problem: Problem,
-    train: Batches,
-    held_out: Batches,
-    scales: Sequence[Scales],
-    generator: Generator,
-    *,
-    delta: float = 0.05,
-    form: Form = seeger,
-    num_directions: int = 20,
-    num_draws: int = 100,
-) -> Certificate:
-    """Bound the error of a low-rank posterior: for networks of any size, by products alone.
-
-    The posterior is narrower than the prior only along a few Ritz vectors V of ``JᵀJ``,
-    ``N(0, α² (I - V diag(γ μ / (1 + γ μ)) Vᵀ))``. The bound holds for every posterior, and of this
-    one the divergence ``½ Σ h(1 / (1 + γ μ))`` is exact, whether V has converged or not.
-
-    Parameters and errors are those of :func:`pac_bayes_bound`. Each draw is one vector of
-    parameters, evaluated on all held-out samples by one forward-mode product.
-    """
-    _require_grid(scales)
-    require_unseen(train, held_out)
-    squared = replace(problem, likelihood=Gaussian(1.0))
-    pairs = spectrum(ggn(squared, held_out), num_directions, generator, tolerance=1e-3)
-    found = outputs(problem, held_out)
-    classes = class_indices(held_out.targets().to(found.device), found.shape[1])
-    linear = linearize(problem)
-    parts = []
-    for scale in scales:
-        wrong = 0.0
-        for _ in range(num_draws):
-            there = _low_rank_draw(problem, pairs, scale, generator)
-            logits = outputs(linear, held_out, there)
-            wrong += float((logits.argmax(1) != classes).double().mean())
-        divergence = Divergence(0.0, sharpness_term(pairs.values, scale))
-        parts.append(_Part(scale, divergence, wrong / num_draws, num_draws))
-    return _least(parts, held_out.num_samples, delta, form)
+    @property
+    def ratio(self) -> float:
+        """γ = α² / σ²."""
+        return (self.prior / self.noise) ** 2
 
 
 @final
 @dataclass(frozen=True)
-class _Part:
-    """What is known of one posterior before delta is spent."""
+class Divergence:
+    """Kullback-Leibler divergence of the posterior from the prior, in nats, by its two causes.
 
-    scales: Scales
-    divergence: Divergence
-    errors: float
-    num_draws: int
+    Attributes
+    ----------
+    bias
+        ``μᵀμ / α²``: the posterior mean left the prior's.
+    sharpness
+        ``Σ h(β_i)``: the posterior is narrower than the prior.
+    """
 
+    bias: float
+    sharpness: float
 
-def _least(parts: Sequence[_Part], num_samples: int, delta: float, form: Form) -> Certificate:
-    """Share delta among the posteriors, and keep the tightest certificate."""
-    each = delta / len(parts)
-    certificates = []
-    for part in parts:
-        risk = risk_of_draws(part.errors, part.num_draws, _SHARE_OF_DRAWS * each)
-        spent = (1 - _SHARE_OF_DRAWS) * each
-        bound = form(risk, part.divergence.total, num_samples, spent)
-        certificates.append(
-            Certificate(
-                bound=bound,
-                risk=risk,
-                observed_risk=part.errors,
-                divergence=part.divergence,
-                scales=part.scales,
-                num_scales=len(parts),
-                delta=delta,
-                num_samples=num_samples,
-                form=getattr(form, "__name__", str(form)),
-            )
-        )
-    return min(certificates, key=lambda certificate: certificate.bound)
+    @property
+    def total(self) -> float:
+        """KL = ½ (bias + sharpness)."""
+        return 0.5 * (self.bias + self.sharpness)
 
 
-def gibbs_errors(
-    basis: KernelBasis,
-    residual: Float[Tensor, "N C"],
-    found: Float[Tensor, "N C"],
-    classes: Int[Tensor, " N"],
-    scales: Scales,
-    num_draws: int,
-    generator: Generator,
+# The divergence -------------------------------------------------------------------------------
+
+
+def narrowing(scaled: Float[Tensor, " R"]) -> Float[Tensor, " R"]:
+    """``h(β) = β - log β - 1`` at ``β = 1 / (1 + x)``, for each ``x = γ λ ≥ 0``.
+
+    Twice the divergence, in nats, of a Gaussian of variance β from one of variance 1.
+    """
+    return torch.log1p(scaled) - scaled / (1 + scaled)
+
+
+def sharpness_term(eigenvalues: Float[Tensor, " R"], scales: Scales) -> float:
+    """``Σ h(β_i) = log det(I + γ C) - d_eff``, exact for exact eigenvalues.
+
+    Eigenvalues that rounding made negative count as zeros.
+    """
+    return float(narrowing(_scaled(eigenvalues, scales)).sum())
+
+
+def effective_dimension(eigenvalues: Float[Tensor, " R"], scales: Scales) -> float:
+    """``tr[γ C (I + γ C)⁻¹]``: how many directions the data of the bound determines."""
+    x = _scaled(eigenvalues, scales)
+    return float((x / (1 + x)).sum())
+
+
+def bias_term(
+    eigenvalues: Float[Tensor, " R"], projections: Float[Tensor, " R"], scales: Scales
 ) -> float:
-    """Share of wrong predictions among draws of each sample's outputs from the posterior."""
+    """``μᵀμ / α² = Σ α² λ_i r̃_i² / (α² λ_i + σ²)²`` of the ridge posterior.
+
+    Parameters
+    ----------
+    projections
+        The residuals (targets minus outputs) in the eigenbasis of the kernel, ``r̃ = Uᵀ r``.
+    """
     prior, noise = scales.prior**2, scales.noise**2
-    kept = prior * basis.eigenvalues / (prior * basis.eigenvalues + noise)
-    projections = basis.vectors.mT @ residual.flatten()
-    mean = found + (basis.vectors @ (kept * projections)).view_as(found)
-    roots = (basis.vectors * (noise * kept).sqrt()).view(*found.shape, -1)
-    values, vectors = torch.linalg.eigh(roots @ roots.mT)
-    spread = vectors * values.clamp_min(0).sqrt()[:, None, :]
-    wrong = 0.0
-    for _ in range(num_draws):
-        draw = torch.randn(
-            found.shape, dtype=found.dtype, generator=generator, device=generator.device
-        )
-        logits = mean + (spread @ draw.to(found.device)[..., None])[..., 0]
-        wrong += float((logits.argmax(1) != classes).double().mean())
-    return wrong / num_draws
+    values = eigenvalues.double().clamp_min(0)
+    weights = prior * values / (prior * values + noise).square()
+    return float(weights @ projections.double().square())
 
 
-def _low_rank_draw(
-    problem: Problem, pairs: RitzPairs, scales: Scales, generator: Generator
-) -> dict[str, Tensor]:
-    draw = torch.randn(
-        problem.num_params, dtype=torch.float64, generator=generator, device=generator.device
-    ).to(problem.device, problem.dtype)
-    shrink = 1 - (1 + scales.ratio * pairs.values.clamp_min(0)).rsqrt()
-    along = shrink.to(draw) * (pairs.vectors.mT @ draw)
-    step = unflatten(scales.prior * (draw - pairs.vectors @ along), problem.params)
-    return {name: value + step[name] for name, value in problem.params.items()}
+def trace_bound(trace: float | int, scales: Scales) -> float:
+    """Upper bound ``κ γ tr C`` of the sharpness term: why the trace controls the bound."""
+    return KAPPA * scales.ratio * _required_trace(trace)
 
 
-# What the prior has seen --------------------------------------------------------------------------
+def certified_sharpness(
+    ritz_values: Float[Tensor, " K"], trace: float | int, scales: Scales
+) -> float:
+    """Upper bound of the sharpness term from a few Ritz values and the exact trace.
 
+    A sum over Ritz values alone is a *lower* estimate, so that the "bound" built on it is none.
+    Ritz values lie below the eigenvalues that they stand for; what they miss of the trace either
+    lifts those, each by a slope of at most ``h'``, or belongs to further eigenvalues, each of which
+    counts at most κ times its size. Hence, for Ritz values converged or not,
+    ``Σ h ≤ Σ_k h(γ μ_k) + max(κ, h'(max(1, γ μ_K))) γ (tr C - Σ_k μ_k)``
+    with ``h'(x) = x / (1 + x)²`` and μ_K the least Ritz value.
 
-def require_unseen(train: Batches, held_out: Batches) -> None:
-    """Refuse data of a bound that the prior was made from.
-
-    Inputs are compared entry by entry (by hashes), so that it does not matter by what names or from
-    which files the samples came. An augmented copy of a training sample is not recognized.
+    Parameters
+    ----------
+    ritz_values
+        Of the positive semidefinite ``G``; from :func:`afterfit.linalg.krylov.lanczos`.
+    trace
+        Exact trace of ``G``.
 
     Raises
     ------
     ValueError
-        If an input of `held_out` occurs in `train`.
+        If the Ritz values sum to more than the trace.
     """
-    seen = set(_fingerprints(train))
-    known = [i for i, digest in enumerate(_fingerprints(held_out)) if digest in seen]
-    if known:
-        names = [held_out.ids[i] for i in known[:3]]
+    whole = _required_trace(trace)
+    if not len(ritz_values):
+        return trace_bound(trace, scales)
+    x = _scaled(ritz_values, scales)
+    rest = scales.ratio * whole - float(x.sum())
+    if rest < -1e-6 * scales.ratio * whole:
         message = (
-            f"{len(known)} of {held_out.num_samples} samples of the bound occur in the training "
-            f"data (ids {names} …): the prior has seen them, and a bound on them would be void. "
-            "Train on one part of the data and pass the other part"
+            f"the Ritz values sum to {float(ritz_values.sum()):.6g}, more than the trace "
+            f"{float(trace):.6g}; both must be of the same matrix, summed over the same samples"
         )
         raise ValueError(message)
+    least = max(1.0, float(x.min()))
+    slope = max(KAPPA, least / (1 + least) ** 2)
+    return min(float(narrowing(x).sum()) + slope * max(rest, 0.0), trace_bound(trace, scales))
 
 
-def _fingerprints(data: Batches) -> list[bytes]:
-    """Hash of the inputs of every sample."""
-    digests = []
-    for batch in data:
-        leaves = [leaf.detach().cpu() for leaf in tree_leaves(batch.inputs)]
-        for row in range(len(batch.index)):
-            digest = blake2b(digest_size=16)
-            for leaf in leaves:
-                digest.update(leaf[row].contiguous().numpy().tobytes())
-            digests.append(digest.digest())
-    return digests
+def _scaled(eigenvalues: Tensor, scales: Scales) -> Tensor:
+    return scales.ratio * eigenvalues.detach().double().clamp_min(0)
 
 
-def class_indices(targets: Tensor, num_classes: int) -> Int[Tensor, " N"]:
-    """Classes from class indices, or from one-hot rows as squared loss takes them.
-
-    Raises
-    ------
-    ValueError
-        If the targets are neither.
-    """
-    if targets.ndim == 2 and targets.shape[1] == num_classes > 1:
-        return targets.argmax(1)
-    if targets.ndim == 1 and bool((targets == targets.round()).all()):
-        return targets.long()
-    message = (
-        f"targets of shape {tuple(targets.shape)} for {num_classes} outputs, expected class "
-        "indices (N,) or one-hot rows (N, C): the bound is one of classification errors"
-    )
-    raise ValueError(message)
-
-
-def _require_grid(scales: Sequence[Scales]) -> None:
-    if not scales:
-        message = "no scales were given, expected at least one: [Scales(prior=0.01, noise=0.1)]"
+def _required_trace(trace: float) -> float:
+    if not 0 <= trace < math.inf:
+        message = f"the trace is {trace}, expected a finite number of at least 0"
         raise ValueError(message)
+    return float(trace)
+
+
+# The bounds -----------------------------------------------------------------------------------
+
+
+def complexity(divergence: float | int, num_samples: int, delta: float) -> float:
+    """``(KL + log(2 √N / δ)) / N`` in nats, what every form below charges for the posterior.
+
+    References
+    ----------
+    Maurer (2004), A note on the PAC Bayesian theorem, theorem 5. arXiv:cs/0411099
+    """
+    _require_share("delta", delta)
+    if num_samples < 8:
+        message = (
+            f"num_samples is {num_samples}, expected at least 8, for which the bound is proved"
+        )
+        raise ValueError(message)
+    return (divergence + math.log(2 * math.sqrt(num_samples) / delta)) / num_samples
+
+
+def mcallester(risk: float | int, divergence: float | int, num_samples: int, delta: float) -> float:
+    """Bound ``risk + sqrt(complexity / 2)`` of the expected error of the Gibbs classifier.
+
+    With probability at least ``1 - delta`` over the samples, none of which the prior has seen.
+
+    References
+    ----------
+    McAllester (1999), PAC-Bayesian model averaging, COLT, with the constant of Maurer (2004).
+    """
+    return risk + math.sqrt(complexity(divergence, num_samples, delta) / 2)
+
+
+def kl_inverse(risk: float | int, budget: float | int) -> float:
+    """Largest p with ``kl(risk ‖ p) ≤ budget``, both Bernoulli, in nats; never below the risk.
+
+    Examples
+    --------
+    >>> f"{kl_inverse(0.0, 0.1):.6f}"  # 1 - exp(-0.1)
+    '0.095163'
+    """
+    if not 0 <= risk <= 1 or not budget >= 0:
+        message = f"risk is {risk} and budget {budget}, expected a share and at least 0"
+        raise ValueError(message)
+    if risk == 1 or budget == 0:
+        return float(risk)
+    top = math.nextafter(1.0, 0.0)
+    safe = budget + 1e-15  # above the rounding of kl itself, and the root above its own below
+    if binary_kl(risk, top) <= safe:
+        return 1.0
+    root = brentq(lambda p: binary_kl(risk, p) - safe, max(risk, 5e-324), top, xtol=1e-15)
+    return min(1.0, cast(float, root) + 1e-14)
+
+
+def binary_kl(q: float | int, p: float | int) -> float:
+    """``kl(q ‖ p)`` of Bernoulli distributions, in nats."""
+    first = q * math.log(q / p) if q > 0 else 0.0
+    return first + ((1 - q) * math.log((1 - q) / (1 - p)) if q < 1 else 0.0)
+
+
+def seeger(risk: float | int, divergence: float | int, num_samples: int, delta: float) -> float:
+    """Bound ``kl⁻¹(risk | complexity)``, never looser than :func:`mcallester`.
+
+    References
+    ----------
+    Seeger (2002), PAC-Bayesian generalisation error bounds for Gaussian process classification,
+    JMLR 3; Maurer (2004).
+    """
+    return kl_inverse(min(risk, 1.0), complexity(divergence, num_samples, delta))
+
+
+def risk_of_draws(errors: float | int, num_draws: int, delta: float) -> float:
+    """Upper bound of a Gibbs risk of which only draws were evaluated, ``kl⁻¹(ê | log(2/δ') / m)``.
+
+    Parameters
+    ----------
+    errors
+        Share of errors among the draws.
+    num_draws
+        Number m of independent draws that were averaged; they need not have equal chances.
+
+    References
+    ----------
+    Langford and Caruana (2001), (Not) bounding the true error, NIPS.
+    """
+    _require_share("delta", delta)
+    return kl_inverse(errors, math.log(2 / delta) / num_draws)
+
+
+def _require_share(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        message = f"{name} is {value}, expected between 0 and 1: 0.05 for a bound that fails 5 %"
+        raise ValueError(message)
+
+
+# What comes out -------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class Certificate:
+    """A bound of the error of a stochastic linearized network, with all that it was made of.
+
+    It speaks of the *Gibbs* classifier, which draws new parameters for each prediction; not of the
+    trained network itself.
+
+    Attributes
+    ----------
+    bound
+        With probability at least ``1 - delta`` the expected error is at most this.
+    risk
+        What the bound was given as error on its data: an upper bound of the Gibbs risk.
+    observed_risk
+        Share of errors among the draws.
+    divergence
+        KL of posterior and prior, in nats.
+    scales
+        Those of the least bound on the grid.
+    num_scales
+        How many scales shared ``delta``.
+    delta
+        Chance that the statement fails, draws and grid included.
+    num_samples
+        Samples of the bound, none of which the prior saw.
+    form
+        Name of the inequality.
+    """
+
+    bound: float
+    risk: float
+    observed_risk: float
+    divergence: Divergence
+    scales: Scales
+    num_scales: int
+    delta: float
+    num_samples: int
+    form: str
+
+    @property
+    def is_vacuous(self) -> bool:
+        """Whether the bound says nothing."""
+        return self.bound >= 1
+
+    def __str__(self) -> str:
+        verdict = "vacuous" if self.is_vacuous else "not vacuous"
+        scales = f"α = {self.scales.prior:g}, σ = {self.scales.noise:g}"
+        return (
+            f"error ≤ {self.bound:.4f} ({verdict}) with probability {1 - self.delta:g} "
+            f"[{self.form}, N = {self.num_samples}; Gibbs risk ≤ {self.risk:.4f}; KL "
+            f"{self.divergence.total:.4g} nats = ½ (bias {self.divergence.bias:.4g} + sharpness "
+            f"{self.divergence.sharpness:.4g}); {scales}]"
+        )

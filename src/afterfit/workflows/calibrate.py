@@ -1,9 +1,8 @@
 """Which uncertainty to trust: several ways compared on held-out data, and the best kept."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import singledispatch
 from typing import Any, final
 
 import pandas as pd
@@ -18,7 +17,6 @@ from afterfit.evaluate import (
 )
 from afterfit.posterior import Predictive
 from afterfit.problem.data import Batches
-from afterfit.problem.likelihood import Categorical, Gaussian
 from afterfit.problem.problem import Problem
 from afterfit.workflows.predictors import Candidate, Predictor, default_candidates
 
@@ -102,34 +100,29 @@ def scores(predictive: Predictive, y: Tensor) -> dict[str, Any]:
     """Mean loss of held-out samples in nats, its standard error, and what fits the likelihood."""
     losses = predictive.losses(y).double()
     found = {"nll": float(losses.mean()), "nll_stderr": float(losses.std() / len(losses) ** 0.5)}
-    return found | _more_scores(predictive.likelihood, predictive, y.to(predictive.mean.device))
-
-
-@singledispatch
-def _more_scores(
-    likelihood: Any,  # noqa: ARG001
-    predictive: Predictive,  # noqa: ARG001
-    y: Tensor,  # noqa: ARG001
-) -> dict[str, float]:
-    """Nothing but the loss for switches and counts."""
-    return {}
-
-
-@_more_scores.register
-def _(likelihood: Categorical, predictive: Predictive, y: Tensor) -> dict[str, float]:  # noqa: ARG001
-    return {
-        "brier": brier_score(predictive.probabilities, y),
-        "ece": expected_calibration_error(predictive.probabilities, y),
-        "accuracy": accuracy(predictive.probabilities, y),
+    there = y.to(predictive.mean.device)
+    return found | {
+        name: _SCORES[name](predictive, there) for name in predictive.likelihood.reported
     }
 
 
-@_more_scores.register
-def _(likelihood: Gaussian, predictive: Predictive, y: Tensor) -> dict[str, float]:  # noqa: ARG001
-    mean, std = predictive.mean.flatten(), predictive.variance.sqrt().flatten()
-    target = y.to(mean).reshape(predictive.mean.shape).flatten()
-    return {
-        "rmse": float((mean - target).square().mean().sqrt()),
-        "crps": crps(mean, std, target),
-        "coverage90": interval_coverage(mean, std, target, 0.9),
-    }
+def _flat(predictive: Predictive, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Means, standard deviations and targets of numbers."""
+    mean, std = predictive.mean, predictive.variance.sqrt()
+    return mean.flatten(), std.flatten(), y.to(mean).reshape(mean.shape).flatten()
+
+
+def _rmse(predictive: Predictive, y: Tensor) -> float:
+    mean, _, target = _flat(predictive, y)
+    return float((mean - target).square().mean().sqrt())
+
+
+_SCORES: Mapping[str, Callable[[Predictive, Tensor], float]] = {
+    "brier": lambda found, y: brier_score(found.probabilities, y),
+    "ece": lambda found, y: expected_calibration_error(found.probabilities, y),
+    "accuracy": lambda found, y: accuracy(found.probabilities, y),
+    "rmse": _rmse,
+    "crps": lambda found, y: crps(*_flat(found, y)),
+    "coverage90": lambda found, y: interval_coverage(*_flat(found, y), 0.9),
+}
+"""Scores that a likelihood names in ``reported``, of a prediction and the targets."""

@@ -16,12 +16,10 @@ from afterfit.influence.covariance import Scores
 from afterfit.influence.evidence import LabelEvidence
 from afterfit.influence.gex import GEX
 from afterfit.influence.loss_covariance import CovarianceInfluence
-from afterfit.influence.mistakes import names_classes
 from afterfit.influence.simple import margin_scores
 from afterfit.influence.trace import TrainingTrace
 from afterfit.influence.unlearning import Unlearning
 from afterfit.problem.data import Batches
-from afterfit.problem.likelihood import PerSample
 from afterfit.problem.persample import losses, outputs
 from afterfit.problem.problem import Problem
 from afterfit.workflows.suggest import mean_prediction
@@ -90,7 +88,7 @@ def _(method: GEX, problem: Problem, train: Batches, fit: Any, folder: Path | st
 def _(
     method: Unlearning, problem: Problem, train: Batches, fit: Any, folder: Path | str | None
 ) -> Found:
-    evidence = method.fit(problem, train, fit, folder, _log.info)
+    evidence = method.fit(problem, train, fit, folder)
     mean = _expected(problem, train) if evidence.mean is None else evidence.mean
     return Found(evidence.scores, evidence.influence, mean, evidence)
 
@@ -100,7 +98,7 @@ def _of(influence: Influence, problem: Problem, train: Batches) -> Found:
         scores = _without_error(influence.self_scores())
         return Found(scores, influence, _expected(problem, train))
     mean = None
-    if not isinstance(problem.likelihood, PerSample):
+    if problem.likelihood.says("mean"):
         mean = mean_prediction(problem, train, influence.ensemble)
     return Found(influence.self_influence(), influence, mean)
 
@@ -111,7 +109,7 @@ def _without_error(value: Float[Tensor, " N"]) -> Scores:
 
 def _expected(problem: Problem, train: Batches) -> Tensor | None:
     """What the trained network itself expects."""
-    if isinstance(problem.likelihood, PerSample):
+    if not problem.likelihood.says("mean"):
         return None
     return problem.likelihood.mean(outputs(problem, train))
 
@@ -136,7 +134,7 @@ def recorded_scores(trace: TrainingTrace, problem: Problem, train: Batches) -> T
 def free_scores(problem: Problem, train: Batches, trace: TrainingTrace | None) -> dict[str, Tensor]:
     """Scores that cost a pass over the data at most."""
     free = {"loss": losses(problem, train).cpu()}
-    if names_classes(problem.likelihood):
+    if problem.likelihood.names_classes:
         free["margin"] = margin_scores(problem, train).cpu()
     if trace is not None:
         free["mean_loss"] = recorded_scores(trace, problem, train).cpu()

@@ -8,18 +8,16 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from afterfit.influence.mistakes import doubts, names_classes
 from afterfit.problem.data import Batches
 from afterfit.problem.problem import Problem
 from afterfit.workflows.label_scores import Found
-from afterfit.workflows.suggest import suggested
 
 
 def _doubted(problem: Problem, train: Batches, found: Found) -> Tensor | None:
     """Which output speaks most against the given labels, where there are several."""
-    if found.mean is None or not names_classes(problem.likelihood):
+    if found.mean is None or not problem.likelihood.names_classes:
         return None
-    columns = doubts(problem.likelihood, found.mean, train.targets())
+    columns = problem.likelihood.doubts(found.mean, train.targets())
     return columns.argmax(1).cpu() if columns.shape[1] > 1 else None
 
 
@@ -33,7 +31,7 @@ def label_table(
     """One row a sample, the most suspicious first; see :class:`LabelAnalysis`."""
     suggestion, confidence = train.targets(), torch.full((train.num_samples,), torch.nan)
     if found.mean is not None:
-        suggestion, confidence = suggested(problem.likelihood, found.mean, suggestion, is_issue)
+        suggestion, confidence = problem.likelihood.suggested(found.mean, suggestion, is_issue)
     doubted = _doubted(problem, train, found)
     value, stderr = found.scores.value.cpu(), found.scores.stderr.cpu()
     rank = torch.empty(len(value), dtype=torch.long)

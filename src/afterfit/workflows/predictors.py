@@ -3,12 +3,11 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial, singledispatch
+from functools import partial
 from typing import Any, final
 
 import torch
 from scipy.optimize import minimize_scalar
-from torch import Tensor
 
 from afterfit.curvature import Curvature, diagonal, ggn, kfac
 from afterfit.posterior import (
@@ -25,7 +24,7 @@ from afterfit.posterior import (
 )
 from afterfit.problem.data import Batches, TrainingStream
 from afterfit.problem.ensemble import Member
-from afterfit.problem.likelihood import Gaussian, Likelihood
+from afterfit.problem.likelihood import Gaussian
 from afterfit.problem.persample import outputs
 from afterfit.problem.problem import Problem
 from afterfit.problem.transform import connectivity
@@ -75,27 +74,17 @@ def temperature_scaling(
     problem.likelihood.check(found, y)
 
     def loss(log_temperature: float) -> float:
-        likelihood, rows = _tempered(problem.likelihood, found, math.exp(log_temperature))
+        likelihood, rows = problem.likelihood.tempered(found, math.exp(log_temperature))
         return float(likelihood.loss(rows, y).mean())
 
     fit: Any = minimize_scalar(loss, bounds=(-5.0, 5.0), method="bounded")
     temperature = math.exp(fit.x)
 
     def tempered(data: Batches) -> Predictive:
-        likelihood, rows = _tempered(problem.likelihood, outputs(problem, data), temperature)
+        likelihood, rows = problem.likelihood.tempered(outputs(problem, data), temperature)
         return point_prediction(likelihood, rows)
 
     return Predictor(tempered, f"temperature {temperature:.3g}")
-
-
-@singledispatch
-def _tempered(likelihood: Likelihood, rows: Tensor, temperature: float) -> tuple[Any, Tensor]:
-    return likelihood, rows / temperature
-
-
-@_tempered.register
-def _(likelihood: Gaussian, rows: Tensor, temperature: float) -> tuple[Any, Tensor]:
-    return Gaussian(likelihood.sigma * temperature), rows
 
 
 @final

@@ -89,7 +89,7 @@ class _Training:
     def _hits(self, problem: Problem, batch: tuple[Tensor, ...]) -> Tensor:
         _, inputs, targets = batch
         found = problem.forward(problem.params, move(inputs, problem.device))
-        if not isinstance(self.likelihood, Categorical):
+        if "accuracy" not in self.likelihood.reported:
             return torch.full((len(targets),), torch.nan, dtype=found.dtype)
         return (found.argmax(1) == targets.to(found.device)).to(found.dtype)
 

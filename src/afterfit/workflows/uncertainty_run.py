@@ -159,7 +159,7 @@ def _predictions(found: Predictive, data: Batches) -> pd.DataFrame:
 
 
 def _is_classes(problem: Problem, y: Tensor) -> bool:
-    return type(problem.likelihood).__name__ == "Categorical" and y.ndim == 1
+    return "ece" in problem.likelihood.reported and y.ndim == 1
 
 
 def _page(

@@ -1,5 +1,6 @@
 """Walks that unlearn, and what planted wrong labels make of them."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -303,10 +304,11 @@ def test_members_train_on_the_loader_of_the_user():
         Unlearning().fit(problem, data, fit=TrainingStream(data.subset(torch.arange(299))))
 
 
-def test_stages_are_told_of_and_members_can_be_asked_further():
+def test_stages_are_told_of_and_members_can_be_asked_further(caplog: pytest.LogCaptureFixture):
     problem, data, _ = clouds()
-    told: list[str] = []
-    found = Unlearning().fit(problem, data, say=told.append)
+    with caplog.at_level(logging.INFO, logger="afterfit"):
+        found = Unlearning().fit(problem, data)
+    told = caplog.messages
     assert len([line for line in told if "is made" in line]) == 12
     assert "2 walks of 6 stages" in told[0]
     assert found.influence is not None

@@ -5,7 +5,7 @@ import torch
 from torch import Generator, Tensor
 from torch.testing import assert_close
 
-from afterfit.linalg import Dense, Diagonal, FunctionOperator, Kind, arnoldi, spectrum
+from afterfit.linalg import Dense, Diagonal, FunctionOperator, Kind, spectrum
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -59,33 +59,3 @@ def test_what_makes_no_sense_is_refused():
         spectrum(Dense(draw(3, 3)), 1, Generator())
     with pytest.raises(ValueError, match="num is 0"):
         spectrum(Diagonal(torch.ones(3)), 0, Generator())
-
-
-@pytest.mark.parametrize("steps", [1, 4, 9, 20])
-def test_arnoldi_keeps_the_relation_of_a_general_operator(steps: int):
-    matrix = draw(9, 9)
-    found = arnoldi(lambda v: matrix @ v, draw(9, seed=1), steps)
-    size = min(steps, 9)
-    assert found.basis.shape == (9, size)
-    identity = torch.eye(size, dtype=torch.float64)
-    assert_close(found.basis.mT @ found.basis, identity, rtol=0.0, atol=1e-12)
-    assert_close(found.basis.mT @ matrix @ found.basis, found.matrix, rtol=1e-9, atol=1e-9)
-    assert not found.matrix.tril(-2).any()
-    rest = matrix @ found.basis - found.basis @ found.matrix
-    assert_close(rest[:, :-1], torch.zeros_like(rest[:, :-1]), rtol=0.0, atol=1e-9)
-    assert_close(float(rest[:, -1].norm()), found.residual, rtol=1e-9, atol=1e-9)
-
-
-def test_arnoldi_finds_the_spectrum_and_stops_where_the_space_ends():
-    matrix = draw(6, 6)
-    found = arnoldi(lambda v: matrix @ v, draw(6, seed=1), 6)
-    values = torch.linalg.eigvals(matrix)
-    order = [torch.stack([v.real, v.imag], 1) for v in (values, torch.linalg.eigvals(found.matrix))]
-    keys = [sorted(map(tuple, pairs.round(decimals=6).tolist())) for pairs in order]
-    assert torch.allclose(torch.tensor(keys[0]), torch.tensor(keys[1]), atol=1e-5)
-    vectors = draw(20, 2)
-    low = vectors @ draw(2, 20, seed=2)
-    inside = vectors @ torch.tensor([1.0, -2.0], dtype=torch.float64)
-    exhausted = arnoldi(lambda v: low @ v, inside, 10)
-    assert exhausted.basis.shape == (20, 2)
-    assert exhausted.residual == 0

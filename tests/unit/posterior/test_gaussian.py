@@ -22,7 +22,7 @@ from afterfit.posterior import (
 )
 from afterfit.problem import Batches, Gaussian, Problem, connectivity, linearize
 from afterfit.sharpness import Scales
-from afterfit.sharpness.pacbayes import bias_term
+from afterfit.sharpness.certificate import bias_term
 from tests import truth
 from tests.cases import make_case
 

@@ -15,8 +15,7 @@ from afterfit.posterior.link import (
     covariance_root,
     default_link,
 )
-from afterfit.posterior.target import predictive_losses, target_variance
-from afterfit.problem import Bernoulli, Categorical, Gaussian, PerSample, Poisson
+from afterfit.problem import Bernoulli, Categorical, Gaussian, Likelihood, PerSample, Poisson
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 LIKELIHOODS = (Categorical(), Bernoulli(), Gaussian(sigma=0.7), Poisson())
@@ -145,7 +144,7 @@ def test_moments_equal_monte_carlo(likelihood: Any, generator: Generator):
 def test_losses_of_counts_are_those_of_a_mixture_of_poisson_with_a_gamma_rate():
     mean, variance = torch.tensor([[3.0, 2.0]]).double(), torch.tensor([[5.0, 2.0]]).double()
     y = torch.tensor([[4, 1]])
-    found = predictive_losses(Poisson(), mean, variance, y)
+    found = Poisson().predictive_losses(mean, variance, y)
     gamma = distributions.Gamma(9 / 2.0, 3 / 2.0)  # mean 3, variance 2
     rates = torch.linspace(1e-4, 40, 400_001)
     weights = gamma.log_prob(rates).exp() * (rates[1] - rates[0])
@@ -158,7 +157,7 @@ def test_losses_of_numbers_are_normal():
     mean, variance = torch.tensor([[1.0], [2.0]]), torch.tensor([[0.5], [2.0]])
     y = torch.tensor([1.5, 0.0])
     expected = -distributions.Normal(mean[:, 0], variance[:, 0].sqrt()).log_prob(y)
-    assert_close(predictive_losses(Gaussian(), mean, variance, y), expected)
+    assert_close(Gaussian().predictive_losses(mean, variance, y), expected)
 
 
 def test_the_root_of_a_singular_covariance_gives_it_back(generator: Generator):
@@ -209,14 +208,17 @@ def test_the_default_link_is_exact_where_it_can_be():
 
 
 def test_the_variance_of_a_target_of_another_likelihood_is_not_guessed():
-    class Own:
+    class Own(Likelihood):
         """Exponential waiting times: a mean, and a variance that is not p (1 - p)."""
 
         def mean(self, outputs: Tensor) -> Tensor:
             return outputs.exp()
 
+        def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+            return (outputs + y * (-outputs).exp()).sum(-1)
+
     mean = torch.full((2, 1), 3.0)
-    with pytest.raises(TypeError, match=r"not known for Own, expected Categorical"):
-        target_variance(Own(), mean)
-    assert float(target_variance(Categorical(), torch.tensor([[0.25]]))) == 0.1875
-    assert float(target_variance(Bernoulli(), torch.tensor([[0.25]]))) == 0.1875
+    with pytest.raises(TypeError, match="Own does not know the variance of a target"):
+        Own().variance(mean)
+    assert float(Categorical().variance(torch.tensor([[0.25]]))) == 0.1875
+    assert float(Bernoulli().variance(torch.tensor([[0.25]]))) == 0.1875

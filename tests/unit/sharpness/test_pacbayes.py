@@ -1,251 +1,181 @@
-import math
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-from scipy.optimize import minimize_scalar
-from scipy.stats import binom
-from torch import Generator, distributions
+from torch import Generator, nn
+from torch.testing import assert_close
 
-from afterfit.linalg.krylov import lanczos
+from afterfit.problem import Batches, Categorical, Gaussian, Problem, connectivity
+from afterfit.sharpness.certificate import Divergence, Scales, binary_kl, mcallester, seeger
 from afterfit.sharpness.pacbayes import (
-    KAPPA,
-    Certificate,
-    Divergence,
-    Scales,
-    bias_term,
-    binary_kl,
-    certified_sharpness,
-    complexity,
-    effective_dimension,
-    kl_inverse,
-    mcallester,
-    narrowing,
-    risk_of_draws,
-    seeger,
-    sharpness_term,
-    trace_bound,
+    _least,
+    _Part,
+    class_indices,
+    kernel_basis,
+    low_rank_pac_bayes_bound,
+    pac_bayes_bound,
+    require_unseen,
+    ridge_mean,
+    zero_mean,
 )
+from tests import truth
 
-unhurried = settings(deadline=None, max_examples=40)
-scales_of = st.builds(Scales, st.floats(0.01, 3), st.floats(0.1, 3))
+GRID = [Scales(0.01, 0.1), Scales(0.1, 0.1)]
 
 
-def jacobian(seed, rows=12, columns=7):
+def blobs(num: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = Generator().manual_seed(seed)
-    spread = 10 ** torch.linspace(-1, 1, columns, dtype=torch.float64)
-    return torch.randn(rows, columns, dtype=torch.float64, generator=generator) * spread
+    classes = torch.arange(num) % 3
+    centers = 3 * torch.eye(3, 4, dtype=torch.float64)
+    return centers[classes] + torch.randn(num, 4, dtype=torch.float64, generator=generator), classes
 
 
-@unhurried
-@given(st.integers(0, 10_000), scales_of, st.sampled_from([(12, 7), (5, 9)]))
-def test_the_divergence_is_that_of_torch_distributions(seed, scales, shape):
-    j = jacobian(seed, *shape)
-    residual = torch.randn(len(j), dtype=torch.float64, generator=Generator().manual_seed(seed))
-    identity = torch.eye(j.shape[1], dtype=torch.float64)
-    precision = identity / scales.prior**2 + j.T @ j / scales.noise**2
-    covariance = torch.linalg.inv(precision)
-    mean = covariance @ j.T @ residual / scales.noise**2
-    posterior = distributions.MultivariateNormal(mean, precision_matrix=precision)
-    prior = distributions.MultivariateNormal(0 * mean, scales.prior**2 * identity)
-    expected = float(distributions.kl_divergence(posterior, prior))
-    eigenvalues, vectors = torch.linalg.eigh(j @ j.T)
-    found = Divergence(
-        bias_term(eigenvalues, vectors.T @ residual, scales), sharpness_term(eigenvalues, scales)
-    )
-    assert found.total == pytest.approx(expected, rel=1e-9, abs=1e-9)
-    assert found.bias == pytest.approx(float(mean @ mean) / scales.prior**2, rel=1e-7)
-    primal = sharpness_term(torch.linalg.eigvalsh(j.T @ j), scales)
-    assert primal == pytest.approx(found.sharpness, rel=1e-9, abs=1e-9)
+def trained() -> nn.Module:
+    """Squared loss on one-hot targets."""
+    x, y = blobs(120, 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    optimizer = torch.optim.Adam(module.parameters(), 0.02)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (module(x) - nn.functional.one_hot(y, 3)).square().sum(1).mean().backward()
+        optimizer.step()
+    return module
 
 
-@unhurried
-@given(st.integers(0, 10_000), scales_of)
-def test_sharpness_is_log_determinant_minus_effective_dimension(seed, scales):
-    j = jacobian(seed)
-    whole = torch.eye(12, dtype=torch.float64) + scales.ratio * j @ j.T
-    dimension = float(torch.trace(torch.linalg.solve(whole, scales.ratio * j @ j.T)))
-    values = torch.linalg.eigvalsh(j @ j.T)
-    assert effective_dimension(values, scales) == pytest.approx(dimension)
-    expected = float(torch.logdet(whole)) - dimension
-    assert sharpness_term(values, scales) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+MODULE = trained()
+PROBLEM = Problem.from_module(MODULE, Categorical())
+TRAIN, HELD_OUT = Batches(blobs(120, 0), 50), Batches(blobs(90, 1), 40)
 
 
-def test_kappa_is_the_largest_slope_and_rounded_up():
-    found = minimize_scalar(
-        lambda x: -float(narrowing(torch.tensor([x], dtype=torch.float64))) / x,
-        bounds=(0.1, 10),
-        method="bounded",
-        options={"xatol": 1e-10},
-    )
-    assert found.x == pytest.approx(2.16258, abs=1e-4)
-    assert -found.fun < KAPPA < -found.fun * (1 + 1e-6)
-
-
-@unhurried
-@given(st.integers(0, 10_000), scales_of, st.integers(1, 7))
-def test_certified_sharpness_lies_above_the_truth_and_the_sum_over_ritz_values_below(
-    seed, scales, steps
-):
-    g = jacobian(seed).T @ jacobian(seed)
-    start = torch.randn(7, dtype=torch.float64, generator=Generator().manual_seed(seed + 1))
-    ritz = torch.linalg.eigvalsh(lanczos(lambda v: g @ v, start, steps).tridiagonal)
-    truth = sharpness_term(torch.linalg.eigvalsh(g), scales)
-    trace = float(torch.trace(g))
-    slack = 1e-9 * (1 + truth)
-    certified = certified_sharpness(ritz, trace, scales)
-    assert sharpness_term(ritz, scales) <= truth + slack
-    assert truth <= certified + slack
-    assert certified <= trace_bound(trace, scales) + slack
-    assert certified_sharpness(torch.linalg.eigvalsh(g), trace, scales) == pytest.approx(
-        truth, rel=1e-6, abs=1e-9
-    )
-
-
-def test_certified_sharpness_needs_the_slope_of_values_that_have_not_converged():
-    """One eigenvalue of 1.5 of which Lanczos saw 1: charging κ for the rest would be too little."""
-    scales, ritz = Scales(1.0, 1.0), torch.tensor([1.0], dtype=torch.float64)
-    truth = sharpness_term(torch.tensor([1.5], dtype=torch.float64), scales)
-    assert (
-        sharpness_term(ritz, scales) + KAPPA * 0.5 < truth <= certified_sharpness(ritz, 1.5, scales)
-    )
-
-
-def test_zeros_and_rounding_below_zero_count_nothing():
-    values = torch.tensor([2.0, 0.3], dtype=torch.float64)
-    more = torch.cat([values, torch.tensor([0.0, -1e-12], dtype=torch.float64)])
-    scales = Scales(0.3, 0.1)
-    assert sharpness_term(more, scales) == sharpness_term(values, scales)
-    ones = torch.ones(4, dtype=torch.float64)
-    assert bias_term(more, ones, scales) == bias_term(values, ones[:2], scales)
-
-
-def test_only_the_ratio_of_the_scales_enters_the_sharpness():
-    values = torch.rand(5, dtype=torch.float64, generator=Generator().manual_seed(0))
-    first, second = (sharpness_term(values, Scales(a, a / 3)) for a in (0.1, 7.0))
-    assert first == pytest.approx(second)
-
-
-@unhurried
-@given(st.floats(0, 1), st.floats(1e-6, 5))
-@example(0.125, 1e-6)
-@example(1e-300, 0.1)
-@example(0.999999, 1e-6)
-def test_the_inverse_of_kl_is_its_inverse_and_on_the_safe_side(risk, budget):
-    found = kl_inverse(risk, budget)
-    assert risk <= found <= 1
-    if found < 1:
-        assert binary_kl(risk, found) >= budget * (1 - 1e-12)
-        assert binary_kl(risk, max(risk, found - 3e-14)) <= budget + 1e-9
-    assert found <= min(1.0, risk + math.sqrt(budget / 2)) + 1e-9  # Pinsker
-
-
-@unhurried
-@given(st.floats(0, 0.6), st.floats(0, 50), st.integers(50, 5000), st.floats(0.01, 0.3))
-def test_bounds_grow_with_divergence_and_confidence_and_fall_with_samples(risk, kl, num, delta):
-    for bound in (mcallester, seeger):
-        here = bound(risk, kl, num, delta)
-        assert here <= bound(risk, kl + 1, num, delta)
-        assert here <= bound(risk, kl, num, delta / 2)
-        assert here >= bound(risk, kl, 2 * num, delta)
-    assert seeger(risk, kl, num, delta) <= mcallester(risk, kl, num, delta) + 1e-9
-
-
-def test_the_bound_fails_no_more_often_than_it_says():
-    """A fixed classifier of known error, which is its own prior: KL is 0."""
-    generator, delta, error = np.random.default_rng(0), 0.1, 0.2
-    observed = generator.binomial(100, error, 4000) / 100
-    failed = np.mean([seeger(risk, 0.0, 100, delta) < error for risk in observed])
-    assert failed <= delta
-    naive = np.mean(observed < error)
-    assert naive > delta  # the test can fail: the observed risk is no bound
-
-
-def test_the_risk_of_draws_fails_no_more_often_than_it_says_for_unequal_chances():
-    generator = np.random.default_rng(1)
-    chances = generator.uniform(0, 0.5, 50)
-    draws = (generator.random((2000, 50)) < chances).mean(1)
-    failed = np.mean([risk_of_draws(share, 50, 0.2) < chances.mean() for share in draws])
-    assert 0 < failed <= 0.2
-    least = binom.ppf(0.2, 50, 0.3) / 50
-    assert risk_of_draws(float(least), 50, 0.2) >= 0.3
-
-
-def test_a_certificate_says_whether_it_is_vacuous():
-    parts = {
-        "risk": 0.1, "observed_risk": 0.09, "divergence": Divergence(2.0, 4.0), "num_scales": 1,
-        "scales": Scales(0.1, 0.1), "delta": 0.05, "num_samples": 200, "form": "seeger",
+def certify(**changes):
+    arguments = {
+        "problem": connectivity(PROBLEM), "train": TRAIN, "held_out": HELD_OUT, "scales": GRID,
+        "generator": Generator().manual_seed(0),
     }  # fmt: skip
-    tight, empty = Certificate(bound=0.3, **parts), Certificate(bound=1.2, **parts)
-    assert not tight.is_vacuous
-    assert empty.is_vacuous
-    assert "KL 3 nats" in str(tight)
-    assert "vacuous" in str(empty)
+    return pac_bayes_bound(**{**arguments, **changes})
 
 
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda: Scales(0.0, 1.0), "prior scale is 0"),
-        (lambda: Scales(1.0, -1.0), "noise scale is -1"),
-        (lambda: complexity(1.0, 100, 1.5), "between 0 and 1"),
-        (lambda: complexity(1.0, 3, 0.1), "at least 8"),
-        (lambda: kl_inverse(1.2, 0.1), "expected a share"),
-        (lambda: trace_bound(-1.0, Scales(1.0, 1.0)), "at least 0"),
-        (
-            lambda: certified_sharpness(torch.ones(3), 2.0, Scales(1.0, 1.0)),
-            "same matrix, summed over the same samples",
-        ),
-    ],
-)
-def test_bad_input_is_refused_with_what_to_do(call, words):
-    with pytest.raises(ValueError, match=words):
-        call()
+@pytest.mark.parametrize("num", [9, 90])
+def test_the_basis_is_that_of_the_kernel_by_the_smaller_way(num: int):
+    data = HELD_OUT.subset(torch.arange(num))
+    basis = kernel_basis(connectivity(PROBLEM), data)
+    assert basis.way == ("dual" if 3 * num <= PROBLEM.num_params else "primal")
+    jacobian = truth.jacobian(PROBLEM, data).flatten(0, 1)
+    jacobian = jacobian * truth.flat(dict(PROBLEM.params))
+    built = basis.vectors * basis.eigenvalues @ basis.vectors.T
+    assert_close(built, jacobian @ jacobian.T, rtol=1e-9, atol=1e-9)
+    gram = basis.vectors.T @ basis.vectors
+    assert_close(gram, torch.eye(len(gram), dtype=torch.float64), rtol=1e-6, atol=1e-6)
 
 
-# Constants as published, worked out by hand -----------------------------------------------------
-
-LOG_4000 = 8.294049640102028  # log(2 √10000 / 0.05)
-
-
-def test_the_complexity_has_the_constant_of_maurer():
-    found = complexity(3, num_samples=10_000, delta=0.05)
-    assert found == pytest.approx((3 + LOG_4000) / 10_000, rel=1e-14)
-
-
-def test_mcallester_takes_the_root_of_half_the_complexity():
-    found = mcallester(0.1, 3, num_samples=10_000, delta=0.05)
-    assert found == pytest.approx(0.1 + 0.02376346948585373, rel=1e-13)  # √(0.00112940496401 / 2)
-
-
-def test_seeger_at_risk_zero_is_one_minus_the_exponential_of_the_complexity():
-    found = seeger(0.0, 3, num_samples=10_000, delta=0.05)
-    assert found == pytest.approx(0.001128767426270, rel=1e-9)  # 1 - exp(-0.00112940496401)
-
-
-def test_draws_without_an_error_are_charged_log_two_over_delta():
-    found = risk_of_draws(0.0, num_draws=100, delta=0.05)
-    assert found == pytest.approx(0.036216692645179, rel=1e-9)  # 1 - 40^(-1/100)
+@pytest.mark.parametrize("center", [zero_mean, ridge_mean])
+def test_the_gibbs_risk_is_that_of_draws_from_the_dense_posterior(center):
+    scale = Scales(0.5, 0.2)
+    found = certify(scales=[scale], center=center, num_draws=400)
+    relative = connectivity(PROBLEM)
+    jacobian = truth.jacobian(relative, HELD_OUT).flatten(0, 1)
+    outputs = truth.outputs(PROBLEM, HELD_OUT)
+    residual = center(outputs, HELD_OUT.targets()).flatten()
+    identity = torch.eye(jacobian.shape[1], dtype=torch.float64)
+    precision = identity / scale.prior**2 + jacobian.T @ jacobian / scale.noise**2
+    mean = torch.linalg.solve(precision, jacobian.T @ residual / scale.noise**2)
+    draws = truth.laplace_draws(mean, precision, 400, Generator().manual_seed(1))
+    logits = outputs + (draws @ jacobian.T).view(400, 90, 3)
+    shares = (logits.argmax(2) != HELD_OUT.targets()).double().mean(1)
+    error = 5 * float(shares.std()) / 20
+    assert found.observed_risk == pytest.approx(float(shares.mean()), abs=error)
+    prior = torch.distributions.MultivariateNormal(0 * mean, scale.prior**2 * identity)
+    posterior = torch.distributions.MultivariateNormal(mean, precision_matrix=precision)
+    expected = float(torch.distributions.kl_divergence(posterior, prior))
+    assert found.divergence.total == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_terms_of_the_divergence_by_hand():
-    one = Scales(1, 1)
-    spectrum = torch.tensor([4.0], dtype=torch.float64)
-    assert KAPPA == 0.21621660
-    assert float(narrowing(torch.ones(1).double())) == pytest.approx(math.log(2) - 0.5, rel=1e-14)
-    assert sharpness_term(spectrum, Scales(1, 2)) == pytest.approx(math.log(2) - 0.5, rel=1e-14)
-    assert effective_dimension(spectrum, one) == pytest.approx(0.8, rel=1e-14)
-    assert trace_bound(10.0, Scales(1, 2)) == pytest.approx(0.5405415, rel=1e-14)
-    # 1 · 4 · 3² / (4 + 1)²
-    assert bias_term(spectrum, torch.tensor([3.0]).double(), one) == pytest.approx(1.44, rel=1e-14)
-    # log 5 - 4/5, and 0.2162166 for each unit that is missing of the trace
-    expected = 0.8094379124341003 + 0.2162166
-    assert certified_sharpness(spectrum, 5.0, one) == pytest.approx(expected, rel=1e-13)
-    # 100 missing at the slope 4 / 25 would be less than κ; at x = 1 the slope is 1/4
-    least = torch.tensor([1.0], dtype=torch.float64)
-    expected = math.log(2) - 0.5 + 0.25 * 0.1
-    assert certified_sharpness(least, 1.1, one) == pytest.approx(expected, rel=1e-12)
-    assert Divergence(bias=3.0, sharpness=1.0).total == 2.0
-    assert binary_kl(0.5, 0.25) == pytest.approx(0.14384103622589045, rel=1e-13)
+def test_the_certificate_is_not_vacuous_for_a_network_that_generalizes_and_holds_on_new_data():
+    found = certify()
+    assert not found.is_vacuous
+    assert found.observed_risk <= found.risk <= found.bound < 0.5
+    x, y = blobs(2000, 2)
+    error = float((MODULE(x).argmax(1) != y).double().mean())
+    assert error < found.bound
+
+
+def test_seeger_is_tighter_than_mcallester_and_a_grid_costs():
+    assert certify(form=seeger).bound < certify(form=mcallester).bound
+    one, many = certify(scales=GRID[:1]), certify(scales=GRID[:1] * 100)
+    assert one.bound < many.bound
+    assert (one.num_scales, many.num_scales) == (1, 100)
+
+
+def test_the_connectivity_bound_ignores_rescaling_and_the_other_can_be_made_small():
+    scaled = Problem.from_module(trained(), Categorical())
+    hidden = {"0.weight": 8.0, "0.bias": 8.0, "2.weight": 1 / 8}
+    params = {name: hidden.get(name, 1.0) * p for name, p in scaled.params.items()}
+    scaled = replace(scaled, params=params)
+    here, there = certify(), certify(problem=connectivity(scaled))
+    assert there.bound == pytest.approx(here.bound, rel=1e-9)
+    assert there.divergence.total == pytest.approx(here.divergence.total, rel=1e-9)
+    plain, moved = certify(problem=PROBLEM), certify(problem=scaled)
+    assert abs(moved.divergence.total / plain.divergence.total - 1) > 0.01
+
+
+def test_a_prior_that_saw_the_data_is_refused_whatever_the_samples_are_called():
+    x, y = blobs(120, 0)
+    part = Batches((x[60:].clone(), y[60:]), ids=[f"new-{i}" for i in range(60)])
+    with pytest.raises(ValueError, match=r"60 of 60 samples.*new-0.*prior has seen them"):
+        certify(held_out=part)
+    mixed = Batches((torch.cat([blobs(90, 1)[0], x[:1]]), torch.zeros(91).long()))
+    with pytest.raises(ValueError, match="1 of 91"):
+        certify(held_out=mixed)
+    require_unseen(TRAIN, HELD_OUT)
+
+
+def test_the_low_rank_posterior_has_the_divergence_of_its_covariance_and_a_bound():
+    arguments = connectivity(PROBLEM), TRAIN, HELD_OUT, [Scales(0.05, 0.1)]
+    found = low_rank_pac_bayes_bound(
+        *arguments, Generator().manual_seed(0), num_directions=5, num_draws=200
+    )
+    jacobian = truth.jacobian(connectivity(PROBLEM), HELD_OUT).flatten(0, 1)
+    values, vectors = torch.linalg.eigh(jacobian.T @ jacobian)
+    top, v = values[-5:], vectors[:, -5:]
+    narrow = torch.eye(len(values)).double() - v * (0.25 * top / (1 + 0.25 * top)) @ v.T
+    mean = torch.zeros(len(values)).double()
+    posterior = torch.distributions.MultivariateNormal(mean, 0.05**2 * narrow)
+    prior = torch.distributions.MultivariateNormal(mean, 0.05**2 * torch.eye(len(mean)).double())
+    expected = float(torch.distributions.kl_divergence(posterior, prior))
+    assert found.divergence.total == pytest.approx(expected, rel=1e-3)
+    precision = torch.linalg.inv(0.05**2 * narrow)
+    draws = truth.laplace_draws(mean, precision, 400, Generator().manual_seed(3))
+    logits = truth.outputs(PROBLEM, HELD_OUT) + (draws @ jacobian.T).view(400, 90, 3)
+    share = (logits.argmax(2) != HELD_OUT.targets()).double().mean()
+    assert found.observed_risk == pytest.approx(float(share), abs=0.02)
+    assert found.bound < 1
+
+
+def test_targets_may_be_classes_or_one_hot_rows():
+    rows = nn.functional.one_hot(torch.tensor([2, 0, 1]), 3).double()
+    assert class_indices(rows, 3).tolist() == [2, 0, 1]
+    assert class_indices(torch.tensor([2.0, 0.0]), 3).tolist() == [2, 0]
+    hot = Batches((blobs(90, 1)[0], nn.functional.one_hot(blobs(90, 1)[1], 3).double()))
+    squared = Problem.from_module(MODULE, Gaussian())
+    assert certify(problem=connectivity(squared), held_out=hot).bound == pytest.approx(
+        certify().bound
+    )
+    with pytest.raises(ValueError, match="classification errors"):
+        class_indices(torch.rand(4), 3)
+
+
+def test_an_empty_grid_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        certify(scales=[])
+
+
+def test_delta_is_shared_by_the_grid_and_a_tenth_of_it_is_for_the_draws():
+    parts = [_Part(scale, Divergence(4.0, 2.0), 0.0, 100) for scale in GRID]
+    found = _least(parts, 10_000, 0.05, seeger)
+    # each of the two has 0.025: draws 0.0025, the bound 0.0225
+    risk = 1 - (2 / 0.0025) ** (-1 / 100)
+    assert found.risk == pytest.approx(risk, rel=1e-12)
+    # (3 + log(2 · 100 / 0.0225)) / 10,000
+    assert binary_kl(risk, found.bound) == pytest.approx((3 + 9.0925573363198) / 10_000, rel=1e-9)

@@ -31,7 +31,6 @@ from afterfit.influence.simple import loss_scores
 from afterfit.influence.tracin import GradientDot
 from afterfit.problem import losses
 from afterfit.workflows import LabelAnalysis, prune_easy, relabel, soft_targets, verify
-from afterfit.workflows.suggest import suggested
 from tests import truth
 from tests.cases import CASES, LIKELIHOODS, Case, make_case, name_of, parts_of, select
 from tests.listening import heard_by
@@ -167,7 +166,7 @@ def test_a_loss_alone_suggests_nothing():
 def test_the_shape_of_the_targets_is_kept_where_there_is_one_output():
     mean, flags = torch.tensor([[1.0], [2.0]]), torch.tensor([True, False])
     for given in (torch.zeros(2), torch.zeros(2, 1)):
-        label, confidence = suggested(Gaussian(), mean, given, flags)
+        label, confidence = Gaussian().suggested(mean, given, flags)
         assert label.shape == given.shape
         assert bool(confidence.isnan().all())
 
