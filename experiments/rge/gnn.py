@@ -34,7 +34,13 @@ def run(folder: Path, name: str, network: str, seed: int, rounds: int) -> dict:
     start = time.perf_counter()
     problem = graph.graph_problem(trainer(edges.edge_index()), data)
     found = graph.rectify(
-        problem, trainer, damping=1e-2, rule=graph.TopShare(0.02), max_rounds=rounds, seed=seed
+        problem,
+        trainer,
+        damping=1e-2,
+        rule=graph.TopShare(0.02),
+        max_rounds=rounds,
+        seed=seed,
+        keep=graph.best_held_out,
     )
     first, last, kept = found.history[0], found.history[-1], found.history[found.kept]
     return {

@@ -53,7 +53,12 @@ def run(folder: Path, name: str, seed: int) -> dict:
     area = float(auc(-scores[candidate], fake[candidate]))
     published = graph.published(problem, trainer, weight_decay=decay)
     default = graph.rectify(
-        problem, trainer, damping=2 * decay, rule=graph.TopShare(0.01), seed=seed
+        problem,
+        trainer,
+        damping=2 * decay,
+        rule=graph.TopShare(0.01),
+        seed=seed,
+        keep=graph.best_held_out,
     )
     once = graph.rectify(
         problem,

@@ -41,9 +41,9 @@ def edges(
         message = f"--rounds is {rounds}, expected 0 or more"
         raise ValueError(message)
     trained = load(factory, graph.TrainedGraph, "afterfit.graph.TrainedGraph(module, data, ...)")
-    chosen, tolerance = _rule(rule, graph, trained)
+    chosen = _rule(rule, graph, trained)
     run = run_edges(
-        trained, out, chosen, damping=damping, max_rounds=rounds, tolerance=tolerance, seed=seed,
+        trained, out, chosen, damping=damping, max_rounds=rounds, seed=seed,
         title=f"Edges of {factory}",
     )  # fmt: skip
     tell(run)
@@ -69,16 +69,15 @@ def graph_parts() -> tuple[Any, Any]:
     return graph, run_edges
 
 
-def _rule(text: str, graph: Any, trained: Any) -> tuple[Any, float]:
-    """The rule, and the tolerance: rules of similarity go on whatever influence foretells."""
+def _rule(text: str, graph: Any, trained: Any) -> Any:
     name, _, value = text.partition(":")
     if name == "top" and value.isdigit() and int(value) > 0:
-        return graph.Top(int(value)), 0.0
+        return graph.Top(int(value))
     alike = {"jaccard": graph.jaccard, "cosine": graph.cosine}
     if text in alike:
-        return graph.LeastSimilar(0.01, alike[text]), -math.inf
+        return graph.LeastSimilar(0.01, alike[text])
     if name in alike and _is_number(value):
-        return graph.Dissimilar(float(value), alike[name]), -math.inf
+        return graph.Dissimilar(float(value), alike[name])
     rules = {
         "share": lambda: graph.TopShare(0.01),
         "consistent": graph.Consistent,
@@ -92,7 +91,7 @@ def _rule(text: str, graph: Any, trained: Any) -> tuple[Any, float]:
             "jaccard:LEAST, or cosine:LEAST"
         )
         raise ValueError(message)
-    return rules[text](), 0.0
+    return rules[text]()
 
 
 def _is_number(text: str) -> bool:
@@ -105,6 +104,8 @@ def tell(run: Any) -> None:
     console.print(f"{figures['opponents']:,} of {figures['edges']:,} edges are opponents")
     if "removed" in figures:
         told = f"the first {figures['rounds']} of {figures['rounds_tried']} rounds are kept"
+        if not figures["removed"]:
+            told = "no round clearly helped the held-out nodes, and the graph is as it was"
         console.print(f"{figures['removed']:,} removed: {told}")
     for part in ("held_out", "test"):
         if f"{part}_accuracy_before" in figures:

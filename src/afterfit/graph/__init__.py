@@ -27,6 +27,7 @@ from afterfit.graph.nodes import NodeInfluence, feature_influence, node_influenc
 from afterfit.graph.problem import GraphProblem, graph_problem
 from afterfit.graph.reach import Reach
 from afterfit.graph.rectify import (
+    ClearGain,
     Rectified,
     best_held_out,
     last_round,
@@ -49,6 +50,7 @@ from afterfit.graph.trained import TrainedGraph
 
 __all__ = [
     "Additivity",
+    "ClearGain",
     "ClosedForm",
     "Consistent",
     "Dissimilar",

@@ -25,9 +25,12 @@ class FirstOrder:
     """Linearized edits: an edge has a weight, and its removal is a step of −1 in it.
 
     One forward and one backward pass give all edges. The degrees move with the weights, as they
-    must. The finite step is larger than the linear one, since normalization is convex in the
-    degrees: scores are too small by a third or so on citation graphs, most for nodes of few edges.
-    Use it to screen, and `Exact` on what it finds.
+    must. The finite step mostly does more than the linear one, since normalization is convex in
+    the degrees. Of the hundred edges with the lowest scores on Cora or CiteSeer (SGC) the exact
+    score is 1.2 times this one in the median, .6 to 2 times for four fifths of them, and for single
+    edges anything from −4 to 8 times; for the two worst of a graph of 1.5 million edges it was 3
+    times. So it ranks edges, and does not say how much or, for single ones, which sign: use it to
+    screen, and `Exact` on what it finds.
 
     Parameters
     ----------

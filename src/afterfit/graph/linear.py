@@ -15,6 +15,8 @@ from afterfit.graph.edges import EdgeList
 from afterfit.problem.problem import Problem
 from afterfit.typing import Params
 
+_EDGES_OF_A_PART = 200
+
 
 @final
 @dataclass(frozen=True)
@@ -42,6 +44,13 @@ class LinearNetwork:
             rows = propagate(rows, edges)
         return rows if self.bias is None else rows + params[self.bias]
 
+    def narrowed(
+        self, problem: Problem, x: Float[Tensor, "V F"]
+    ) -> tuple[Params, Float[Tensor, "V C"]]:
+        """Parameters and features of the same network with the features multiplied first."""
+        weight = problem.params[self.weight]
+        return {**problem.params, self.weight: torch.eye(len(weight)).to(weight)}, x @ weight.T
+
     def features(
         self, x: Float[Tensor, "V F"], edges: EdgeList, nodes: Int[Tensor, " N"]
     ) -> Float[Tensor, "N F"]:
@@ -66,7 +75,11 @@ class LinearNetwork:
 def find_linear(
     module: nn.Module, problem: Problem, x: Float[Tensor, "V F"], edges: EdgeList
 ) -> LinearNetwork | None:
-    """Recognize SGC, and see on the graph itself that it is nothing else."""
+    """Recognize SGC, and see that it is nothing else.
+
+    Wide features are never sent along all edges: the module itself runs on a part of the graph, and
+    on all of it with the features ``X Wᵀ`` and weights I.
+    """
     layers = {n: part for n, part in module.named_modules() if isinstance(part, SGConv)}
     if len(layers) != 1 or edges.directions != 2:
         return None
@@ -77,12 +90,32 @@ def find_linear(
     if names[0] not in known or not known <= set(names):
         return None
     found = LinearNetwork(layer.K, names[0], names[1] if names[1] in known else None)
+    nodes, part = _part(edges)
+    narrow = found.narrowed(problem, x)
+    same = _agrees(found, problem, problem.params, x[nodes], part)
+    return found if same and _agrees(found, problem, *narrow, edges) else None
+
+
+def _part(edges: EdgeList) -> tuple[Int[Tensor, " S"], EdgeList]:
+    """Nodes of the first edges, and those edges with the loops of the nodes, numbered anew."""
+    nodes, pairs = edges.pairs[:_EDGES_OF_A_PART].unique(return_inverse=True)
+    if not len(nodes):
+        nodes = torch.arange(min(edges.num_nodes, _EDGES_OF_A_PART), device=nodes.device)
+    loops = torch.isin(nodes, edges.loops).nonzero()[:, 0]
+    return nodes, EdgeList(pairs, loops, len(nodes), edges.directions)
+
+
+def _agrees(
+    found: LinearNetwork, problem: Problem, params: Params, x: Tensor, edges: EdgeList
+) -> bool:
     with torch.no_grad():
-        outputs = problem.forward(problem.params, (x, edges.edge_index()))
-        formula = found.outputs(problem.params, x, edges)
+        try:
+            outputs = problem.forward(params, (x, edges.edge_index()))
+        except (RuntimeError, ValueError):  # a network that asks for the width it was built with
+            return False
+        formula = found.outputs(params, x, edges)
     rounding = torch.finfo(x.dtype).eps ** 0.75 * (1 + float(outputs.abs().max()))
-    same = outputs.shape == formula.shape and float((outputs - formula).abs().max()) < rounding
-    return found if same else None
+    return outputs.shape == formula.shape and bool((outputs - formula).abs().max() < rounding)
 
 
 def normalized(edges: EdgeList) -> csr_matrix:

@@ -178,7 +178,10 @@ def graph_problem(
     nodes = [nodes_of(data, mask, len(x)).to(problem.device) for mask in (train, validation)]
     tested = move(nodes_or_none(data, test, len(x)), problem.device)
     require_disjoint(train=nodes[0], validation=nodes[1], test=tested)
-    found = problem.forward(problem.params, (x, edges.edge_index()))
+    linear = find_linear(module, problem, x, edges)
+    params, features = linear.narrowed(problem, x) if linear else (problem.params, x)
+    with torch.no_grad():
+        found = call(problem, params, features, edges.edge_index())
     require_rows_of_nodes(found, len(x))
     for index in nodes:
         problem.likelihood.check(found[index], y[index])
@@ -192,8 +195,8 @@ def graph_problem(
         validation=nodes[1],
         test=tested,
         reach=_reach(problem, x) if reach is None else reach,
-        weighted=_weights_are_edges(module, problem, x, edges),
-        linear=find_linear(module, problem, x, edges),
+        weighted=_weights_are_edges(module, replace(problem, params=params), features, edges),
+        linear=linear,
     )
 
 

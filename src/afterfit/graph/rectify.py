@@ -1,5 +1,6 @@
 """Rectification: remove a group of harmful edges, train again, and go on while it helps."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import final
@@ -11,16 +12,13 @@ from torch import Generator, Tensor, nn
 
 from afterfit.graph.closed_form import ClosedForm
 from afterfit.graph.edges import EdgeList
-from afterfit.graph.edits import single_removals
 from afterfit.graph.exact import Exact
 from afterfit.graph.groups import paper_radius
-from afterfit.graph.influence import prepare
 from afterfit.graph.inverse import Inverse, smaller
 from afterfit.graph.method import EdgeMethod
 from afterfit.graph.problem import GraphProblem
 from afterfit.graph.retrained import retrained
 from afterfit.graph.rules import Repulsive, Round, Rule, TopShare, published_patience
-from afterfit.graph.target import validation_loss
 from afterfit.typing import Params
 
 Train = Callable[[Int[Tensor, "2 M"], Params], nn.Module]
@@ -45,11 +43,15 @@ class RoundRecord:
     removed
         Edges removed in it (K, 2).
     predicted
-        Sum of their scores: the change of the validation loss that was foretold, in nats.
+        Sum of their scores: the change of the validation loss that was foretold, in nats; NaN where
+        the rule asks no influence.
     actual
         The change that came, after training again.
     validation_loss, held_out_loss, test_loss
         Mean losses on the graph that targets are read on, in nats; NaN where there are no nodes.
+    held_out_gain, held_out_gain_stderr
+        How far the loss of held-out nodes is below that of round 0, in nats, and the standard error
+        of that, from the differences at the single nodes.
     validation_accuracy, held_out_accuracy, test_accuracy
         Shares of nodes whose class is right; NaN where targets are not classes.
     """
@@ -61,13 +63,15 @@ class RoundRecord:
     validation_loss: float
     held_out_loss: float
     test_loss: float
+    held_out_gain: float
+    held_out_gain_stderr: float
     validation_accuracy: float
     held_out_accuracy: float
     test_accuracy: float
 
 
 Keep = Callable[[Sequence[RoundRecord]], int]
-"""Chooses the round whose graph and network are returned: `last_round` or `best_held_out`."""
+"""Chooses the round that is kept: `ClearGain`, `best_held_out` or `last_round`."""
 
 
 def last_round(history: Sequence[RoundRecord]) -> int:
@@ -77,8 +81,47 @@ def last_round(history: Sequence[RoundRecord]) -> int:
 
 def best_held_out(history: Sequence[RoundRecord]) -> int:
     """Return the round of lowest loss on validation nodes by which no edge was chosen."""
-    losses = [record.held_out_loss for record in history]
-    return min(range(len(losses)), key=losses.__getitem__)
+    _require_held_out(history)
+    return min(range(len(history)), key=lambda number: history[number].held_out_loss)
+
+
+@final
+@dataclass(frozen=True)
+class ClearGain:
+    """Keep the graph unless held-out nodes gain beyond what their number leaves to chance.
+
+    Of many rounds one has the lowest held-out loss, whether or not any of them helps. That round is
+    taken only among those whose gain over round 0 exceeds ``errors`` of its standard errors, and
+    round 0 where there are none.
+
+    Parameters
+    ----------
+    errors
+        How many standard errors; 0 is `best_held_out`.
+    """
+
+    errors: float | int = 2
+
+    def __call__(self, history: Sequence[RoundRecord]) -> int:
+        _require_held_out(history)
+        clear = [
+            record.number
+            for record in history
+            if record.held_out_gain > self.errors * record.held_out_gain_stderr
+        ]
+        return min(clear, key=lambda number: history[number].held_out_loss, default=0)
+
+
+_CLEAR_GAIN = ClearGain()
+
+
+def _require_held_out(history: Sequence[RoundRecord]) -> None:
+    if math.isnan(history[0].held_out_loss):
+        message = (
+            "no validation node is held out from choosing edges, expected some to choose the round "
+            "by; raise held_out, or pass keep=last_round"
+        )
+        raise ValueError(message)
 
 
 @final
@@ -88,17 +131,23 @@ class Rectified:
 
     Attributes
     ----------
-    problem
-        The kept graph and network; targets are still read on the graph as it was given.
+    stages
+        Graph and network of every round, from 0, the graph as it was given; targets are still read
+        on that one.
     kept
-        Number of the kept round.
+        Number of the kept round; 0 where the graph is left as it was.
     history
-        All rounds, from 0.
+        What each round did: edges, losses, accuracies.
     """
 
-    problem: GraphProblem
+    stages: Sequence[GraphProblem]
     kept: int
     history: Sequence[RoundRecord]
+
+    @property
+    def problem(self) -> GraphProblem:
+        """The kept graph and network."""
+        return self.stages[self.kept]
 
     @property
     def edges(self) -> EdgeList:
@@ -141,7 +190,7 @@ def rectify(
     method: EdgeMethod | None = None,
     inverse: Inverse = smaller,
     held_out: float | int = 0.2,
-    keep: Keep = best_held_out,
+    keep: Keep = _CLEAR_GAIN,
     max_rounds: int = 100,
     tolerance: float | int = 0.0,
     seed: int = 0,
@@ -159,24 +208,26 @@ def rectify(
     rule
         Chooses the edges of one round; by default the most harmful percent of all edges.
     method
-        How edges are scored; by default `ClosedForm` where it suits the network, else `Exact`.
+        How edges are scored where the rule asks; by default `ClosedForm` where it suits the
+        network, else `Exact`.
     held_out
         Share of the validation nodes, drawn at random, that choose the round and never an edge.
     keep
-        Chooses the round.
+        Chooses the round; by default that of lowest held-out loss if it is clearly below that of
+        the given graph, which is kept otherwise.
     max_rounds
         At most so many rounds.
     tolerance
-        Stop when the foretold improvement of a round is below it, in nats; ``-math.inf`` goes on
-        whatever is foretold, for rules that do not ask influence.
+        Stop when the foretold improvement of a round is below it, in nats. Rules that ask no
+        influence foretell nothing, and go on.
     seed
         Of the held-out nodes.
 
     Raises
     ------
     ValueError
-        If ``held_out`` leaves no node to choose edges by, or `best_held_out` has none to choose a
-        round by, or ``train`` returns a network of another architecture, one that caches a graph,
+        If ``held_out`` leaves no node to choose edges by, or ``keep`` needs held-out nodes and has
+        none, or ``train`` returns a network of another architecture, one that caches a graph,
         or the parameters that it was given.
 
     Warns
@@ -185,20 +236,16 @@ def rectify(
         If the network that ``train`` returns has forgotten most of what the one before had learned.
     """
     choosing, held = _split(problem, held_out, seed)
-    if keep is best_held_out and not len(held):
-        message = (
-            "keep=best_held_out needs validation nodes that choose no edges, and held_out="
-            f"{held_out} leaves none; raise it, or pass keep=last_round"
-        )
-        raise ValueError(message)
     chosen = suited_method(problem) if method is None else method
     now = replace(problem, validation=choosing)
-    history = [_record(now, held, 0, problem.edges.pairs[:0], 0.0, float("nan"))]
+    first = _node_losses(now, held)
+    history = [_record(now, held, first, 0, problem.edges.pairs[:0], 0.0, math.nan)]
+    keep(history)  # before any training: it may refuse what is held out
     stages = [now]
     while len(history) <= max_rounds:
-        scores = _scores(now, chosen, inverse, damping)
-        found = rule(Round(now, len(history) - 1, scores, chosen, inverse, damping))
-        predicted = float(scores[found].sum())
+        asked = Round(now, len(history) - 1, chosen, inverse, damping)
+        found = rule(asked)
+        predicted = asked.foretold(found)
         if not len(found) or predicted > -tolerance:
             break
         removed = now.edges.pairs[found]
@@ -206,11 +253,10 @@ def rectify(
         module = train(graph.edge_index(), now.problem.params)
         now = retrained(now, graph, module)
         before = history[-1].validation_loss
-        history.append(_record(now, held, len(history), removed, predicted, before))
+        history.append(_record(now, held, first, len(history), removed, predicted, before))
         stages.append(now)
-    kept = keep(history)
-    final_problem = replace(stages[kept], validation=problem.validation)
-    return Rectified(final_problem, kept, tuple(history))
+    whole = tuple(replace(stage, validation=problem.validation) for stage in stages)
+    return Rectified(whole, keep(history), tuple(history))
 
 
 def published(
@@ -244,14 +290,6 @@ def suited_method(problem: GraphProblem) -> EdgeMethod:
     return ClosedForm() if closed else Exact()
 
 
-def _scores(
-    problem: GraphProblem, method: EdgeMethod, inverse: Inverse, damping: float | int
-) -> Float[Tensor, " E"]:
-    query = prepare(problem, [validation_loss], damping, inverse)
-    edits = single_removals(problem.edges, torch.arange(problem.edges.num_edges))
-    return method.shift(problem, edits, query)[:, 0]
-
-
 def _split(
     problem: GraphProblem, held_out: float | int, seed: int
 ) -> tuple[Int[Tensor, " N"], Int[Tensor, " H"]]:
@@ -270,6 +308,7 @@ def _split(
 def _record(
     problem: GraphProblem,
     held: Int[Tensor, " H"],
+    first: Float[Tensor, " H"],
     number: int,
     removed: Int[Tensor, "K 2"],
     predicted: float,
@@ -279,18 +318,18 @@ def _record(
     parts = [_measure(problem, outputs, n) for n in (problem.validation, held, problem.test)]
     (loss, accuracy), (held_loss, held_accuracy), (test_loss, test_accuracy) = parts
     actual = loss - before if number else 0.0
+    gains = (first - _node_losses(problem, held)).double()
+    gain = float(gains.mean()) if len(gains) else math.nan
+    stderr = float(gains.std()) / len(gains) ** 0.5 if len(gains) > 1 else math.nan
     return RoundRecord(
-        number,
-        removed,
-        predicted,
-        actual,
-        loss,
-        held_loss,
-        test_loss,
-        accuracy,
-        held_accuracy,
-        test_accuracy,
-    )
+        number, removed, predicted, actual, loss, held_loss, test_loss, gain, stderr,
+        accuracy, held_accuracy, test_accuracy,
+    )  # fmt: skip
+
+
+def _node_losses(problem: GraphProblem, nodes: Int[Tensor, " H"]) -> Float[Tensor, " H"]:
+    outputs = problem.outputs(problem.read_on)[nodes]
+    return problem.likelihood.loss(outputs, problem.y[nodes])
 
 
 def _measure(problem: GraphProblem, outputs: Tensor, nodes: Tensor) -> tuple[float, float]:

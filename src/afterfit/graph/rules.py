@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import numpy as np
@@ -18,7 +19,7 @@ from afterfit.graph.influence import prepare
 from afterfit.graph.inverse import Inverse
 from afterfit.graph.method import EdgeMethod
 from afterfit.graph.problem import GraphProblem
-from afterfit.graph.target import Target, mean_loss
+from afterfit.graph.target import Target, mean_loss, validation_loss
 
 ROUNDING = 1e-12
 """Scores smaller than this share of the largest are rounding errors: neither good nor bad."""
@@ -35,18 +36,25 @@ class Round:
         The current graph with the network trained on it.
     number
         Rounds done before.
-    scores
-        Influence of every edge of the current graph on the validation loss (E,).
     method, inverse, damping
-        How it was computed, so that a rule can ask about other targets.
+        How influence is computed.
     """
 
     problem: GraphProblem
     number: int
-    scores: Float[Tensor, " E"]
     method: EdgeMethod
     inverse: Inverse
     damping: float | int
+
+    @cached_property
+    def scores(self) -> Float[Tensor, " E"]:
+        """Influence of every edge of the current graph on the validation loss; computed if read."""
+        return self.influences([validation_loss])[:, 0]
+
+    def foretold(self, positions: Int[Tensor, " K"]) -> float:
+        """Sum of the scores of some edges, in nats; NaN where the rule has read no scores."""
+        read = "scores" in vars(self)
+        return float(self.scores[positions].sum()) if read else math.nan
 
     def influences(self, targets: Sequence[Target]) -> Float[Tensor, "E K"]:
         """Influence of every edge on other targets."""

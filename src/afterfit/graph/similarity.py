@@ -90,8 +90,7 @@ def _by_pair(
 class Dissimilar:
     """Remove every edge whose similarity is below a threshold, all in one round.
 
-    Influence is not asked: pass ``tolerance=-math.inf`` to `rectify`, which otherwise stops where
-    the scores foretell no gain.
+    Influence is not asked, and nothing is foretold: `rectify` goes on while the rule finds edges.
 
     Parameters
     ----------
@@ -120,7 +119,7 @@ class LeastSimilar:
     """Remove a share of all edges each round, those of lowest similarity, at least one.
 
     Of edges that are equally alike those that come first in the list go first. Influence is not
-    asked: pass ``tolerance=-math.inf`` to `rectify`.
+    asked, and nothing is foretold.
 
     Parameters
     ----------

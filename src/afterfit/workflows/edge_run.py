@@ -24,13 +24,7 @@ from afterfit.graph.target import validation_loss
 from afterfit.graph.trained import TrainedGraph
 from afterfit.problem.ensemble import fingerprint
 from afterfit.problem.folder import alone_in_folder
-from afterfit.report import (
-    Page,
-    Section,
-    additivity_plot,
-    ego_graph_plot,
-    rounds_plot,
-)
+from afterfit.report import Page, Section, additivity_plot, ego_graph_plot, rounds_plot
 from afterfit.workflows.citations import RECTIFICATION
 from afterfit.workflows.run import Run, write_run
 
@@ -44,6 +38,14 @@ MOST_NODES = 60
 
 PAIRS = 60
 """Pairs of edges of each kind in the picture of additivity."""
+
+MEASURES = {
+    "validation_loss": "Validation loss",
+    "held_out_loss": "Loss on held-out validation nodes",
+    "held_out_accuracy": "Accuracy on held-out validation nodes",
+    "test_loss": "Test loss",
+    "test_accuracy": "Test accuracy",
+}
 
 
 @final
@@ -173,6 +175,8 @@ def _figures(
         first, kept = rectified.history[0], rectified.history[rectified.kept]
         figures |= {"rounds": rectified.kept, "removed": len(rectified.removed)}
         figures["rounds_tried"] = len(rectified.history) - 1
+        for name in ("held_out_gain", "held_out_gain_stderr"):
+            figures[name] = getattr(kept, name)
         for part in ("validation", "held_out", "test"):
             for measure in ("loss", "accuracy"):
                 name = f"{part}_{measure}"
@@ -219,11 +223,13 @@ def _page(
 
 
 def _lead(figures: dict[str, float | int]) -> str:
-    share = figures["opponents"] / max(1, figures["edges"])
-    lead = f"{figures['opponents']:,} of {figures['edges']:,} edges ({share:.0%}) are opponents."
+    opposed, edges = figures["opponents"], figures["edges"]
+    lead = f"{opposed:,} of {edges:,} edges ({opposed / max(1, edges):.0%}) are opponents."
     if "removed" in figures:
         rounds = f"{figures['rounds']} of {figures['rounds_tried']} rounds"
         lead += f" {figures['removed']:,} were removed in {rounds}"
+        if not figures["removed"]:
+            return f"{lead}: keep the graph."
         if "test_accuracy_before" in figures:
             before, after = figures["test_accuracy_before"], figures["test_accuracy_after"]
             lead += f"; accuracy on test nodes went from {before:.3f} to {after:.3f}"
@@ -232,20 +238,10 @@ def _lead(figures: dict[str, float | int]) -> str:
 
 
 def _facts(problem: GraphProblem, figures: dict[str, float | int]) -> list[tuple[str, str]]:
-    facts = [
-        ("Nodes", f"{problem.num_nodes:,}"),
-        ("Training / validation / test nodes", " / ".join(
-            f"{len(part):,}" for part in (problem.train, problem.validation, problem.test)
-        )),
-    ]  # fmt: skip
-    names = {
-        "validation_loss": "Validation loss",
-        "held_out_loss": "Loss on held-out validation nodes",
-        "held_out_accuracy": "Accuracy on held-out validation nodes",
-        "test_loss": "Test loss",
-        "test_accuracy": "Test accuracy",
-    }
-    for key, name in names.items():
+    sizes = [f"{len(part):,}" for part in (problem.train, problem.validation, problem.test)]
+    nodes = ("Training / validation / test nodes", " / ".join(sizes))
+    facts = [("Nodes", f"{problem.num_nodes:,}"), nodes]
+    for key, name in MEASURES.items():
         if f"{key}_before" in figures:
             before, after = figures[f"{key}_before"], figures[f"{key}_after"]
             facts.append((name, f"{before:.4f} → {after:.4f}"))
@@ -256,7 +252,10 @@ def _warnings(rectified: Rectified | None, figures: dict[str, float | int]) -> l
     if rectified is None:
         return ["Nothing trains the network again (train_again is not given): no edge was removed."]
     if not figures["removed"]:
-        return ["No round lowered the loss on held-out validation nodes: the graph is as it was."]
+        best = max(rectified.history, key=lambda record: record.held_out_gain)
+        most = f"{best.held_out_gain:.4f} ± {best.held_out_gain_stderr:.4f} nats"
+        told = "Keep the graph: no round clearly lowered the loss on held-out validation nodes"
+        return [f"{told} (at most by {most}), and it is as it was."]
     return [
         "Validation nodes chose the edges: their loss and accuracy after the rectification are too "
         "good. Held-out validation nodes chose the number of rounds; test nodes chose nothing."
@@ -290,7 +289,8 @@ def _round_sections(trained: TrainedGraph, rectified: Rectified) -> list[Section
     return [
         Section(
             "Rounds",
-            text=f"Round {rectified.kept} was kept: the lowest loss on held-out validation nodes.",
+            text=f"Round {rectified.kept} was kept: the lowest held-out loss of the rounds that "
+            "gain clearly more than chance, or round 0, the given graph.",
             figure=rounds_plot(series),
             table=table[["number", "removed", "predicted", "actual"]],
         ),

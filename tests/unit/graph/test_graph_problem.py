@@ -403,3 +403,36 @@ def test_targets_are_read_where_they_were_when_the_edges_change():
     fewer = problem.with_edges(problem.edges.without(torch.arange(4)))
     assert fewer.edges.num_edges == problem.edges.num_edges - 4
     assert torch.equal(fewer.read_on.pairs, problem.edges.pairs)
+
+
+_CALLS: list[tuple[int, int]] = []
+
+
+class Recording(nn.Module):
+    """SGC that notes how wide its features are and how many edges it is given."""
+
+    def __init__(self, width: int) -> None:
+        nn.Module.__init__(self)
+        self.layer = SGConv(width, NUM_CLASSES, K=2)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        _CALLS.append((x.shape[1], edge_index.shape[1]))
+        return self.layer(x, edge_index)
+
+
+def test_wide_features_of_a_linear_network_do_not_travel_along_all_edges():
+    width, num_nodes = 300, 400
+    generator = torch.Generator().manual_seed(0)
+    data = Data(
+        x=torch.randn(num_nodes, width, generator=generator).double(),
+        y=torch.arange(num_nodes) % NUM_CLASSES,
+        edge_index=torch.randint(num_nodes, (2, 3_000), generator=generator),
+        train_mask=torch.arange(num_nodes) < 100,
+        val_mask=torch.arange(num_nodes) >= 300,
+    )
+    _CALLS.clear()
+    module = Recording(width).double().eval()
+    problem = graph.graph_problem(module, data)
+    assert problem.linear is not None
+    assert max(edges for wide, edges in _CALLS if wide == width) < 1_000
+    assert_close(problem.outputs(problem.edges), module(problem.x, problem.edges.edge_index()))

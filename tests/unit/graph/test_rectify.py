@@ -14,6 +14,7 @@ from afterfit import graph
 from afterfit.graph import GraphProblem
 from afterfit.graph.exact import Exact
 from afterfit.graph.inverse import smaller
+from afterfit.graph.rectify import RoundRecord
 from afterfit.graph.rules import Round, fold_scores, opponents
 from tests.unit.graph.networks import NUM_CLASSES, NUM_FEATURES, make_data
 
@@ -50,12 +51,7 @@ def trained() -> GraphProblem:
 @cache
 def a_round() -> Round:
     problem = trained()
-    scores = graph.edge_influence(problem, damping=DECAY).shift
-    return Round(problem, 0, scores, Exact(), smaller, DECAY)
-
-
-def with_scores(scores: Tensor) -> Round:
-    return replace(a_round(), scores=scores)
+    return Round(problem, 0, Exact(), smaller, DECAY)
 
 
 # Influence foretells what training again does ---------------------------------------------------
@@ -222,7 +218,13 @@ def test_consistent_opponents_are_those_below_zero_by_their_standard_error():
 def test_rounds_are_recorded_and_add_up():
     problem = trained()
     found = graph.rectify(
-        problem, train, damping=DECAY, rule=graph.Top(2), held_out=0.4, max_rounds=4
+        problem,
+        train,
+        damping=DECAY,
+        rule=graph.Top(2),
+        held_out=0.4,
+        max_rounds=4,
+        keep=graph.best_held_out,
     )
     history = found.history
     assert len(history) == 5
@@ -233,7 +235,7 @@ def test_rounds_are_recorded_and_add_up():
         assert after.predicted < 0
         assert after.actual == pytest.approx(after.validation_loss - before.validation_loss)
     losses = [record.held_out_loss for record in history]
-    assert found.kept == losses.index(min(losses))
+    assert graph.best_held_out(history) == losses.index(min(losses))
     assert len(found.removed) == 2 * found.kept
     left = {tuple(pair) for pair in found.edges.pairs.tolist()}
     gone = {tuple(pair) for pair in found.removed.tolist()}
@@ -378,8 +380,96 @@ def test_edges_far_from_training_nodes_may_leave_the_parameters_as_they_were():
     def rule(now: Round) -> Tensor:
         return far if not now.number else far[:0]
 
-    found = graph.rectify(
-        trained(), train, damping=DECAY, rule=rule, tolerance=-math.inf, keep=graph.last_round
-    )
+    found = graph.rectify(trained(), train, damping=DECAY, rule=rule, keep=graph.last_round)
     assert len(far)
     assert len(found.removed) == len(far)
+
+
+# Keeping the graph ------------------------------------------------------------------------------
+
+
+def record(number: int, gain: float, stderr: float) -> RoundRecord:
+    nothing = torch.zeros(0, 2, dtype=torch.long)
+    nan = math.nan
+    return RoundRecord(number, nothing, 0.0, 0.0, 1.0, 1 - gain, nan, gain, stderr, nan, nan, nan)
+
+
+def test_a_gain_within_its_standard_error_keeps_the_graph():
+    history = [record(0, 0.0, 0.0), record(1, 0.02, 0.02), record(2, 0.10, 0.06)]
+    assert graph.best_held_out(history) == 2
+    assert graph.ClearGain(2)(history) == 0
+    assert graph.ClearGain(1.5)(history) == 2
+    assert graph.ClearGain(0)(history) == graph.best_held_out(history)
+
+
+def test_of_clear_gains_the_largest_is_taken():
+    history = [record(0, 0.0, 0.0), record(1, 0.3, 0.1), record(2, 0.4, 0.1), record(3, 0.5, 0.3)]
+    assert graph.ClearGain(2)(history) == 2
+
+
+def test_gains_are_paired_over_held_out_nodes():
+    found = graph.rectify(
+        trained(), train, damping=DECAY, rule=graph.Top(3), held_out=0.5, max_rounds=2
+    )
+    held = sorted(set(trained().validation.tolist()) - set(chosen_nodes(0.5)))
+
+    def losses(at: GraphProblem) -> Tensor:
+        return at.likelihood.loss(at.outputs(at.read_on)[held], at.y[held])
+
+    gains = losses(trained()) - losses(found.stages[2])
+    last = found.history[2]
+    assert last.held_out_gain == pytest.approx(float(gains.mean()))
+    assert last.held_out_gain_stderr == pytest.approx(float(gains.std()) / len(held) ** 0.5)
+
+
+def chosen_nodes(held_out: float) -> list[int]:
+    """Validation nodes that a rule of the first round is shown."""
+    seen: list[int] = []
+
+    def rule(now: Round) -> Tensor:
+        seen.extend(now.problem.validation.tolist())
+        return torch.zeros(0, dtype=torch.long)
+
+    graph.rectify(trained(), train, damping=DECAY, rule=rule, held_out=held_out)
+    return seen
+
+
+def test_every_round_gives_its_graph_and_its_network():
+    found = graph.rectify(trained(), train, damping=DECAY, rule=graph.Top(2), max_rounds=2)
+    assert [s.edges.num_edges for s in found.stages] == [
+        trained().edges.num_edges - k for k in (0, 2, 4)
+    ]
+    assert found.problem is found.stages[found.kept]
+    for stage in found.stages:
+        again = train(stage.edges.edge_index()).lin.weight
+        assert torch.allclose(stage.problem.params["lin.weight"], again, atol=1e-9)
+        assert torch.equal(stage.validation, trained().validation)
+
+
+def test_rules_that_do_not_read_scores_cost_none():
+    class Unwanted:
+        def shift(self, problem, edits, query):
+            raise AssertionError
+
+        propagation = shift
+
+    found = graph.rectify(
+        trained(), train, damping=DECAY, rule=graph.RandomEdges(2), method=Unwanted(),
+        max_rounds=2, keep=graph.last_round,
+    )  # fmt: skip
+    assert found.kept == 2
+    assert all(math.isnan(done.predicted) for done in found.history[1:])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_without_a_cause_in_the_graph_keep_it(seed):
+    """Nothing can help validation nodes whose classes are drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(NUM_CLASSES, trained().y.shape, generator=generator)
+    drawn[trained().train] = trained().y[trained().train]
+    shuffled = replace(trained(), y=drawn)
+    found = graph.rectify(
+        shuffled, train, damping=DECAY, rule=graph.Top(2), held_out=0.5, max_rounds=4, seed=seed
+    )
+    assert len(found.history) > 1
+    assert found.kept == 0
