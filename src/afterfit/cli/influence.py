@@ -15,7 +15,10 @@ from afterfit.cli.console import Factory, Out, Seed, Threads, console, set_threa
 from afterfit.cli.factory import load_trained
 from afterfit.influence.arnoldi import ArnoldiInfluence
 from afterfit.influence.classic import InfluenceFunction
+from afterfit.influence.datainf import DataInf
+from afterfit.influence.ekfac import EKFACInfluence
 from afterfit.influence.gex import GEX
+from afterfit.influence.hybrid import HybridInfluence
 from afterfit.influence.projected import RandomProjection
 from afterfit.influence.tracin import GradientDot, TracIn
 from afterfit.typing import Params
@@ -25,6 +28,9 @@ from afterfit.workflows.run import Run
 METHODS: dict[str, Callable[[float, int, int, list[Params]], Any]] = {
     "gex": lambda _, members, seed, __: GEX(members=members, seed=seed),
     "influence-function": lambda damping, *_: InfluenceFunction(damping),
+    "ekfac": lambda damping, *_: EKFACInfluence(damping),
+    "hybrid": lambda damping, _, seed, __: HybridInfluence(InfluenceFunction(damping), seed=seed),
+    "datainf": lambda damping, *_: DataInf(damping),
     "arnoldi": lambda damping, _, seed, __: ArnoldiInfluence(damping=damping, seed=seed),
     "graddot": lambda *_: GradientDot(),
     "projection": lambda _, __, seed, ___: RandomProjection(512, seed),
@@ -32,7 +38,8 @@ METHODS: dict[str, Callable[[float, int, int, list[Params]], Any]] = {
 }
 """How each method is made from damping, members, seed and checkpoints; a new one is one line."""
 
-_DAMPED, _MEMBERS = ("influence-function", "arnoldi"), ("gex",)
+_DAMPED = ("influence-function", "ekfac", "hybrid", "datainf", "arnoldi")
+_MEMBERS = ("gex",)
 
 
 def influence(

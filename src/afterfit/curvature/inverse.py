@@ -81,7 +81,18 @@ def relative(share: float | int) -> Callable[[LinearOperator], float]:
     if not 0 <= share < float("inf"):
         message = f"the relative damping is {share}, expected a finite number of at least 0"
         raise ValueError(message)
-    return lambda block: share * mean_eigenvalue(block)
+    return _Relative(share)
+
+
+@final
+@dataclass(frozen=True)
+class _Relative:
+    """A rule that a run can name."""
+
+    share: float | int
+
+    def __call__(self, block: LinearOperator) -> float:
+        return self.share * mean_eigenvalue(block)
 
 
 # Solvers ------------------------------------------------------------------------------------------

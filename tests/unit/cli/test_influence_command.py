@@ -51,7 +51,7 @@ def test_help_names_every_option_and_method(run: Run):
     assert code == 0
     for word in ("--query", "--method", "--top", "--checkpoint", "--damping", "--out"):
         assert word in out
-    for method in ("gex", "influence-function", "graddot", "tracin", "arnoldi"):
+    for method in ("gex", "influence-function", "ekfac", "hybrid", "datainf", "graddot", "tracin"):
         assert method in out
 
 
@@ -86,7 +86,7 @@ WRONG = {
     "--query is '-1', expected positions": ("--query=-1",),
     "expected positions from 0 to 29": ("--method", "graddot", "--query", "30"),
     "--top is 0, expected at least 1": ("--top", "0"),
-    "--damping is for influence-function and arnoldi": ("--damping", "0.1"),
+    "--damping is for influence-function and ekfac": ("--damping", "0.1"),
     "--members is for gex, and --method": ("--method", "graddot", "--members", "3"),
     "--method tracin has no --checkpoint": ("--method", "tracin"),
     "damping is -1.0, expected": ("--method", "influence-function", "--damping", "-1"),
