@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from afterfit.cli.apply import apply
 from afterfit.cli.console import (
     Factory,
     Out,
@@ -54,6 +55,7 @@ app.command()(audit)
 app.command()(uncertainty)
 app.command()(edges)
 app.command()(influence)
+app.command()(apply)
 
 SCORES = {
     "loss": simple.loss_scores,

@@ -62,7 +62,7 @@ def run_labels(
         folder,
         analysis,
         _page(title, trained, train, analysis, measured),
-        figures={**facts, **measured, **_figures(analysis)},
+        figures={**facts, "classes": list(trained.classes), **measured, **_figures(analysis)},
         settings={**_settings(chosen, analysis), "input": facts},
         tables={"scores": analysis.issues.reset_index()},
     )

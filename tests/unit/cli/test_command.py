@@ -388,3 +388,17 @@ def test_the_demonstration_trains_on_1200_digits_of_which_120_are_wrong():
     assert float(told) < math.log(10)
     untrained = replace(trained, module=conv_net(0)).problem()
     assert float(told) < float(losses(untrained, trained.test).mean())
+
+
+def test_decisions_are_applied_to_a_run(run: Run, tmp_path: Path):
+    assert run("labels", "mine.py", "--out", "run", "--method", "loss")[0] == 0
+    (tmp_path / "d.csv").write_text("index,decision,label\n0,relabel,[cat]\n5,drop,\n")
+    code, out, err = run("apply", "run", "d.csv")
+    assert code == 0, err
+    assert "decisions: keep 0, relabel 1, drop 1" in out
+    assert "29 samples stay" in out
+    (tmp_path / "d.csv").write_text("index,decision,label\n0,relabel,cow\n")
+    code, _, err = run("apply", "run", "d.csv")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "'cow' is no class, expected one of [cat], dog" in err
