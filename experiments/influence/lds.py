@@ -128,7 +128,7 @@ def keep_row(
     if not rows:
         rows = [{"setting": name, "method": "ceiling", "lds": truth_ceiling(test).highest}]
     rows = [old for old in rows if old["method"] != title] + [row]
-    pd.DataFrame(rows).to_csv(path, index=False, float_format="%.4f")
+    pd.DataFrame(rows).to_csv(path, index=False, float_format="%.4g")
     print(
         {key: f"{value:.3f}" for key, value in row.items() if isinstance(value, float)},
         title,

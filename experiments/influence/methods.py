@@ -36,8 +36,9 @@ from afterfit.influence import (
 )
 from afterfit.influence.classic import influence_by
 
-DAMPINGS = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
-SHARES = (1e-2, 1e-1, 1.0, 10.0, 100.0)  # of the mean squared gradient of a layer
+DAMPINGS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+WIDE = (1e-6, 1e-5, 1e-4, 3e-4, *DAMPINGS)  # where one more damping costs little
+SHARES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the mean squared gradient of a layer
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 
 
@@ -235,11 +236,11 @@ TUNED: dict[str, Tuned] = {
     PARENT: (damped, DAMPINGS),
     "hybrid influence (GGN), 8 pairs": (hybrid, DAMPINGS),
     "RelatIF (GGN)": (relatif, DAMPINGS),
-    "EK-FAC": (partial(layered, ekfac), DAMPINGS),
-    "K-FAC": (partial(layered, kfac), DAMPINGS),
+    "EK-FAC": (partial(layered, ekfac), WIDE),
+    "K-FAC": (partial(layered, kfac), WIDE),
     "DataInf": (by_data, SHARES),
     "Arnoldi": (arnoldi, DAMPINGS),
     "GEX, 32 members, rate chosen": (geometric, RATES),
-    "kronfluence EK-FAC": (kronfluence_ekfac, DAMPINGS),
+    "kronfluence EK-FAC": (kronfluence_ekfac, WIDE),
     "dattri CG, 10 steps": (dattri_cg, DAMPINGS),
 }
