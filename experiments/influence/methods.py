@@ -118,8 +118,8 @@ def by_data(share: float, case: Case) -> Tensor:
     return ours(lambda _: DataInf(share))(case)
 
 
-def arnoldi(damping: float, case: Case) -> Tensor:
-    return ours(lambda _: ArnoldiInfluence(damping=damping))(case)
+def arnoldi(num_pairs: int, damping: float, case: Case) -> Tensor:
+    return ours(lambda _: ArnoldiInfluence(num_pairs=num_pairs, damping=damping))(case)
 
 
 def geometric(rate: float, case: Case) -> Tensor:
@@ -226,7 +226,7 @@ METHODS: dict[str, Method] = {
     "GEX, 8 members": ours(lambda _: GEX()),
     "GEX, 32 members": ours(lambda _: GEX(members=32)),
     "captum TracInCP, 3 checkpoints": captum_tracin,
-    "captum Arnoldi": captum_arnoldi,
+    "captum Arnoldi, 30 pairs": captum_arnoldi,
     "traker TRAK, last checkpoint": traker,
 }
 
@@ -239,7 +239,8 @@ TUNED: dict[str, Tuned] = {
     "EK-FAC": (partial(layered, ekfac), WIDE),
     "K-FAC": (partial(layered, kfac), WIDE),
     "DataInf": (by_data, SHARES),
-    "Arnoldi": (arnoldi, DAMPINGS),
+    "Arnoldi, 20 pairs": (partial(arnoldi, 20), DAMPINGS),
+    "Arnoldi, 30 pairs": (partial(arnoldi, 30), DAMPINGS),
     "GEX, 32 members, rate chosen": (geometric, RATES),
     "kronfluence EK-FAC": (kronfluence_ekfac, WIDE),
     "dattri CG, 10 steps": (dattri_cg, DAMPINGS),
