@@ -89,7 +89,8 @@ class Categorical(Likelihood):
     # Labels -------------------------------------------------------------------------------------
 
     def outcomes(self, outputs: Tensor, y: Tensor) -> Outcomes:
-        given = functional.one_hot(y.long(), outputs.shape[1]).to(outputs.dtype)
+        classes = torch.arange(outputs.shape[1], device=y.device)
+        given = (y[:, None] == classes).to(outputs.dtype)  # one_hot cannot be mapped over samples
         return Outcomes(outputs[:, None], given[:, None], self.mean(outputs) - given)
 
     def doubts(self, mean: Tensor, y: Tensor) -> Float[Tensor, "N D"]:
