@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from afterfit.cli.apply import apply
 from afterfit.cli.console import (
     Factory,
     Out,
@@ -33,6 +34,7 @@ from afterfit.influence.gex import GEX, published_gex
 from afterfit.influence.trace import TrainingTrace
 from afterfit.influence.unlearning import Unlearning
 from afterfit.workflows.citations import CONNECTIVITY, RECTIFICATION
+from afterfit.workflows.label_review import PAGE
 from afterfit.workflows.label_run import MEASURED, run_labels, told_share
 from afterfit.workflows.labels import LabelAnalysis
 from afterfit.workflows.run import Run
@@ -54,6 +56,7 @@ app.command()(audit)
 app.command()(uncertainty)
 app.command()(edges)
 app.command()(influence)
+app.command()(apply)
 
 SCORES = {
     "loss": simple.loss_scores,
@@ -265,6 +268,7 @@ def _tell(run: Run[LabelAnalysis], trained: Trained) -> None:
     if measured:
         console.print(", ".join(f"{name} {value:.4f}" for name, value in measured.items()))
     console.print(f"report: {run.report}", soft_wrap=True)
+    console.print(f"review: {run.folder / PAGE}", soft_wrap=True)
 
 
 def _named(label: Any, trained: Trained) -> str:

@@ -3,6 +3,7 @@
 from afterfit.workflows.audit_run import run_audit
 from afterfit.workflows.calibrate import Calibration, calibrate
 from afterfit.workflows.compare import Comparison, compare, generalization_gap
+from afterfit.workflows.decisions import Applied, apply_decisions
 from afterfit.workflows.explain import explain_prediction
 from afterfit.workflows.influence_run import Explanation, run_influence
 from afterfit.workflows.label_actions import corrected_labels, prune, prune_easy, relabel
@@ -28,6 +29,7 @@ from afterfit.workflows.uncertainty_run import run_uncertainty
 from afterfit.workflows.verify import verify
 
 __all__ = [
+    "Applied",
     "Calibration",
     "Candidate",
     "Comparison",
@@ -42,6 +44,7 @@ __all__ = [
     "Trained",
     "WalkedEnsemble",
     "analyze_labels",
+    "apply_decisions",
     "brittleness",
     "calibrate",
     "compare",
