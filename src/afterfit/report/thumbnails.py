@@ -67,5 +67,5 @@ def _jpeg(images: Sequence[NDArray[Any]], side: int, quality: int) -> bytes:
         left = column * side + (side - image.width) // 2
         sheet.paste(image, (left, row * side + (side - image.height) // 2))
     file = io.BytesIO()
-    sheet.save(file, "JPEG", quality=quality, subsampling=0, optimize=True)
+    sheet.save(file, "JPEG", quality=quality, subsampling=0)
     return file.getvalue()

@@ -71,7 +71,7 @@ def test_bad_decisions_are_refused_and_nothing_is_written(text, reason, run: Pat
 
 
 def test_what_is_missing_is_named(run: Path, tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="nothing.csv does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.csv does not exist"):
         apply_decisions(run, tmp_path / "nothing.csv")
     with pytest.raises(FileNotFoundError, match="expected a folder that 'afterfit labels' wrote"):
         apply_decisions(tmp_path, decided(tmp_path, HEAD + "0,keep,\n"))

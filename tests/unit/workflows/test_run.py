@@ -37,7 +37,7 @@ from afterfit.workflows import LabelAnalysis, Run, run_labels
 from afterfit.workflows.label_run import MEASURED
 from tests.listening import heard_by
 
-FILES = {"scores.csv", "result.json", "run.toml", "report.html"}
+FILES = {"scores.csv", "result.json", "run.toml", "report.html", "review.html"}
 QUICK = GEX(members=4, steps=4, learning_rate=0.1)
 SEARCHING = replace(QUICK, learning_rate="auto", max_trials=3)
 WALKS = Unlearning(rates=(0.0125, 0.025, 0.05, 0.1), epochs=0.1)
