@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,7 @@ from afterfit.report.thumbnails import MOST_BYTES, packed
 EVIL = '</script><script>alert("x")</script><!--<img src=x onerror=alert(1)>&amp;\u2028'
 
 
-def issues(num: int, **changes) -> pd.DataFrame:
+def issues(num: int, **changes: Any) -> pd.DataFrame:
     columns = {
         "index": np.arange(num),
         "id": [f"s{place}" for place in range(num)],
@@ -30,13 +32,15 @@ def issues(num: int, **changes) -> pd.DataFrame:
     return pd.DataFrame(columns | changes)
 
 
-def html_of(table: pd.DataFrame, samples, names=("cat", "dog")) -> str:
+def html_of(
+    table: pd.DataFrame, samples: Sequence[Any], names: Sequence[str] = ("cat", "dog")
+) -> str:
     return review_html(
         "Animals", "abc", table, samples, class_names=names, p_wrong=table["p_wrong"].tolist()
     )
 
 
-def data_of(html: str):
+def data_of(html: str) -> Any:
     (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
     return json.loads(text)
 

@@ -64,7 +64,9 @@ BAD = {
 
 
 @pytest.mark.parametrize(("text", "reason"), BAD.items())
-def test_bad_decisions_are_refused_and_nothing_is_written(text, reason, run: Path, tmp_path: Path):
+def test_bad_decisions_are_refused_and_nothing_is_written(
+    text: str, reason: str, run: Path, tmp_path: Path
+):
     with pytest.raises(ValueError, match=reason):
         apply_decisions(run, decided(tmp_path, text))
     assert {path.name for path in run.iterdir()} == {"scores.csv", "result.json"}
@@ -77,7 +79,9 @@ def test_what_is_missing_is_named(run: Path, tmp_path: Path):
         apply_decisions(tmp_path, decided(tmp_path, HEAD + "0,keep,\n"))
 
 
-def command(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, str]:
     monkeypatch.setattr(sys, "argv", ["afterfit", "apply", *arguments])
     monkeypatch.setattr("warnings.showwarning", None)
     monkeypatch.setattr(app.errors, "_width", 400)
@@ -86,14 +90,18 @@ def command(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
     return int(ended.value.code or 0), "".join(capsys.readouterr())
 
 
-def test_the_command_tells_what_stays(run: Path, tmp_path: Path, monkeypatch, capsys):
+def test_the_command_tells_what_stays(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     path = decided(tmp_path, HEAD + "3,drop,\n")
     code, told = command(monkeypatch, capsys, str(run), str(path))
     assert code == 0
     assert "keep 0, relabel 0, drop 1; 3 of 4 samples stay" in told
 
 
-def test_the_command_fails_in_one_line(run: Path, tmp_path: Path, monkeypatch, capsys):
+def test_the_command_fails_in_one_line(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     path = decided(tmp_path, HEAD + "9,drop,\n")
     code, told = command(monkeypatch, capsys, str(run), str(path))
     assert code == 2

@@ -187,8 +187,14 @@
   for (const id of ["given", "suggested", "sort", "threshold"]) {
     get(id).addEventListener("input", select);
   }
-  get("previous").addEventListener("click", () => { page -= 1; render(); scrollTo(0, 0); });
-  get("next").addEventListener("click", () => { page += 1; render(); scrollTo(0, 0); });
+  const turn = (pages) => {
+    page += pages;
+    chosen = page * PAGE;  // keys decide on what is seen
+    render();
+    choose(chosen);
+  };
+  get("previous").addEventListener("click", () => turn(-1));
+  get("next").addEventListener("click", () => turn(1));
 
   const columns = () => getComputedStyle(get("gallery")).gridTemplateColumns.split(" ").length;
   document.addEventListener("keydown", (event) => {
@@ -203,4 +209,5 @@
     event.preventDefault();
   });
   select();
+  choose(0);
 })();
