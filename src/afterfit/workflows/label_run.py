@@ -17,6 +17,7 @@ from afterfit.influence.unlearning import Unlearning
 from afterfit.problem.data import Batches
 from afterfit.problem.folder import alone_in_folder
 from afterfit.report import Page, label_page, sample_html
+from afterfit.workflows.label_review import PAGE as REVIEW
 from afterfit.workflows.label_review import look, write_review
 from afterfit.workflows.labels import Cutter, LabelAnalysis, analyze_labels
 from afterfit.workflows.run import Run, inputs, write_run
@@ -166,7 +167,7 @@ def _page(
         threshold=None if analysis.cut is None else analysis.cut.threshold,
         samples=samples,
         class_names=list(trained.classes),
-        facts=_facts(train, analysis, figures),
+        facts=[*_facts(train, analysis, figures), ("To decide on them", f"{REVIEW} beside this")],
         search=_search(analysis),
         truth=truth,
         warnings=analysis.cautions,
