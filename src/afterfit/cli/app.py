@@ -34,6 +34,7 @@ from afterfit.influence.gex import GEX, published_gex
 from afterfit.influence.trace import TrainingTrace
 from afterfit.influence.unlearning import Unlearning
 from afterfit.workflows.citations import CONNECTIVITY, RECTIFICATION
+from afterfit.workflows.label_review import PAGE
 from afterfit.workflows.label_run import MEASURED, run_labels, told_share
 from afterfit.workflows.labels import LabelAnalysis
 from afterfit.workflows.run import Run
@@ -267,6 +268,7 @@ def _tell(run: Run[LabelAnalysis], trained: Trained) -> None:
     if measured:
         console.print(", ".join(f"{name} {value:.4f}" for name, value in measured.items()))
     console.print(f"report: {run.report}", soft_wrap=True)
+    console.print(f"review: {run.folder / PAGE}", soft_wrap=True)
 
 
 def _named(label: Any, trained: Trained) -> str:

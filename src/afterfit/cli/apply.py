@@ -1,4 +1,4 @@
-"""``afterfit apply``: decisions of a review become a cleaned label file and an index."""
+"""``afterfit apply``: a cleaned data set from the decisions of a review."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,17 +11,14 @@ from afterfit.workflows.decisions import apply_decisions
 
 def apply(
     run: Annotated[Path, typer.Argument(help="Folder that 'afterfit labels' wrote.")],
-    decisions: Annotated[
-        Path,
-        typer.Argument(
-            help="CSV or JSON with index, decision (keep, relabel or drop) and label (a class by "
-            "name or number)."
-        ),
-    ],
+    decisions: Annotated[Path, typer.Argument(help="decisions.csv, as the review saves it.")],
 ) -> None:
-    """Write the labels and the samples that stay after a review: labels.csv and keep.csv."""
-    cleaned = apply_decisions(run, decisions)
-    told = ", ".join(f"{name} {num:,}" for name, num in cleaned.counts.items())
-    console.print(f"decisions: {told}")
-    console.print(f"labels: {run / 'labels.csv'} ({len(cleaned.labels):,} samples)", soft_wrap=True)
-    console.print(f"index: {run / 'keep.csv'} ({len(cleaned.keep):,} samples stay)", soft_wrap=True)
+    """Turn the decisions of a review into labels.csv and kept.csv, in the folder of the run.
+
+    Example: afterfit apply runs/labels decisions.csv
+    """
+    applied = apply_decisions(run, decisions)
+    told = ", ".join(f"{what} {num}" for what, num in applied.counts.items())
+    console.print(f"{told}; {len(applied.kept)} of {len(applied.labels)} samples stay")
+    console.print(f"labels: {run / 'labels.csv'}", soft_wrap=True)
+    console.print(f"positions that stay: {run / 'kept.csv'}", soft_wrap=True)

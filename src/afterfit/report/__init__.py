@@ -10,6 +10,7 @@ from afterfit.report.plots import (
     rate_search_plot,
     score_histogram,
 )
+from afterfit.report.review import review_html
 from afterfit.report.samples import image_html, row_html, sample_html, text_html
 from afterfit.report.write import write_table_atomic, write_text_atomic
 
@@ -29,6 +30,7 @@ __all__ = [
     "page_html",
     "rate_search_plot",
     "reliability_plot",
+    "review_html",
     "rounds_plot",
     "row_html",
     "sample_html",

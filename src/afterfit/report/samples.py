@@ -51,6 +51,14 @@ def image_html(pixels: ArrayLike) -> str:
     ).format(data, height, width)
 
 
+def image_bytes(sample: Any) -> NDArray[np.uint8] | None:
+    """Pixels as :func:`image_html` shows them, H x W x (3 or 4); None for what is no image."""
+    if not isinstance(sample, np.ndarray) or sample.ndim < 2:
+        return None
+    channels_last = _channels_last(sample)
+    return None if channels_last is None else _averaged_down(_bytes(channels_last))
+
+
 def text_html(text: str, limit: int = SHOWN_CHARACTERS) -> str:
     """A text, escaped and cut after `limit` characters.
 

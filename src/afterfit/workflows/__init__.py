@@ -3,7 +3,7 @@
 from afterfit.workflows.audit_run import run_audit
 from afterfit.workflows.calibrate import Calibration, calibrate
 from afterfit.workflows.compare import Comparison, compare, generalization_gap
-from afterfit.workflows.decisions import Cleaned, apply_decisions
+from afterfit.workflows.decisions import Applied, apply_decisions
 from afterfit.workflows.explain import explain_prediction
 from afterfit.workflows.influence_run import Explanation, run_influence
 from afterfit.workflows.label_actions import corrected_labels, prune, prune_easy, relabel
@@ -29,9 +29,9 @@ from afterfit.workflows.uncertainty_run import run_uncertainty
 from afterfit.workflows.verify import verify
 
 __all__ = [
+    "Applied",
     "Calibration",
     "Candidate",
-    "Cleaned",
     "Comparison",
     "Explanation",
     "LabelAnalysis",

@@ -1,159 +1,158 @@
-"""What a reviewer decided about suspicious labels, as a cleaned label file and an index."""
+"""Decisions of a review, and the cleaned data set that follows from them."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import pandas as pd
 
 from afterfit.report import write_table_atomic
 
-DECISIONS = ("keep", "relabel", "drop")
-"""Leave the label as it is, replace it, or take the sample out."""
-
-_COLUMNS = ("index", "decision", "label")
+WHAT = ("keep", "relabel", "drop")
+_COLUMNS = ("position", "decision", "label")
 
 
 @final
 @dataclass(frozen=True)
-class Cleaned:
-    """Labels after a review.
+class Applied:
+    """What came of a review.
 
     Attributes
     ----------
     labels
-        One row a sample in the order of the data: ``index`` (its position), ``id``, ``given``,
-        ``label`` (the one that holds now) and ``decision`` (empty where none was made).
-    keep
-        The column ``index``: positions of the samples that stay, in the order of the data.
+        One row a sample in the order of the data: ``position``, ``id``, ``label`` after decisions.
+    kept
+        Column ``position``: the samples that were not dropped.
     counts
-        How many samples each of :data:`DECISIONS` was made for.
+        How many samples each of keep, relabel and drop was decided for.
     """
 
     labels: pd.DataFrame
-    keep: pd.DataFrame
+    kept: pd.DataFrame
     counts: dict[str, int]
 
 
-def apply_decisions(run: Path, decisions: Path) -> Cleaned:
-    """Write ``labels.csv`` and ``keep.csv`` into the folder of a run over labels.
+def apply_decisions(run: Path | str, decisions: Path | str) -> Applied:
+    """Write ``labels.csv`` and ``kept.csv`` into the folder of a label run.
+
+    Samples without a decision keep their label and stay in. Nothing is written unless every
+    decision is sound.
 
     Parameters
     ----------
     run
-        Folder that :func:`~afterfit.workflows.run_labels` wrote; its ``scores.csv`` is read.
+        Folder that :func:`run_labels` wrote.
     decisions
-        CSV, or JSON as a list of objects, with ``index`` (position in the data), ``decision`` (one
-        of :data:`DECISIONS`) and ``label`` (for relabel: the class by its name or its number;
-        for targets that are numbers, the number).
+        CSV with the columns position, decision (keep, relabel or drop) and label (for relabel, as
+        it stands in ``scores.csv``: for classes, the index), as the review saves it.
 
     Raises
     ------
     FileNotFoundError
-        If the run or the decisions are missing.
+        If a file is missing.
     ValueError
-        If a position, a decision or a label is unknown, or a sample is decided twice. Nothing is
-        written then.
+        If the decisions are empty, lack a column, or name a position, decision or label that the
+        run does not have, or a position twice.
     """
-    scores = _scores(run)
-    table = _read(decisions)
-    names = _class_names(run)
-    labels = scores[["index", "id", "given"]].assign(label=scores["given"], decision="")
-    labels = labels.sort_values("index", ignore_index=True)
-    for line, row in enumerate(table.to_dict("records"), start=1):
-        where = f"{decisions}, decision {line}"
-        index = _position(row["index"], len(labels), where)
-        if labels.at[index, "decision"]:
-            message = f"{where}: sample {index} is decided twice, expected once: leave one of them"
-            raise ValueError(message)
-        if row["decision"] not in DECISIONS:
-            message = f"{where}: '{row['decision']}' is no decision, expected {_listed(DECISIONS)}"
-            raise ValueError(message)
-        labels.at[index, "decision"] = row["decision"]
-        if row["decision"] == "relabel":
-            labels.at[index, "label"] = _label(str(row["label"]), scores, names, where)
-    keep = labels.loc[labels["decision"] != "drop", ["index"]].reset_index(drop=True)
-    if keep.empty:
-        message = f"{decisions} drops all {len(labels)} samples, expected at least one to stay"
-        raise ValueError(message)
-    write_table_atomic(run / "labels.csv", labels)
-    write_table_atomic(run / "keep.csv", keep)
-    counts = {name: int((labels["decision"] == name).sum()) for name in DECISIONS}
-    return Cleaned(labels, keep, counts)
+    folder = Path(run)
+    scores = _scores(folder)
+    given = _read(Path(decisions), _COLUMNS, "the file that the review saves as decisions.csv")
+    _check(given, scores, _labels(folder, scores), Path(decisions))
+    told = given.set_index("position")
+    labels = scores["given"].copy()
+    corrected = told["label"][told["decision"] == "relabel"]
+    labels.loc[corrected.index] = corrected
+    dropped = told.index[told["decision"] == "drop"]
+    order = [str(place) for place in range(len(scores))]
+    table = pd.DataFrame(
+        {"position": order, "id": scores["id"].loc[order], "label": labels.loc[order]}
+    ).reset_index(drop=True)
+    kept = table[["position"]][~table["position"].isin(dropped)].reset_index(drop=True)
+    write_table_atomic(folder / "labels.csv", table)
+    write_table_atomic(folder / "kept.csv", kept)
+    counts = {what: int((told["decision"] == what).sum()) for what in WHAT}
+    return Applied(table, kept, counts)
 
 
-def _scores(run: Path) -> pd.DataFrame:
-    path = run / "scores.csv"
+def _scores(folder: Path) -> pd.DataFrame:
+    path = folder / "scores.csv"
     if not path.is_file():
-        message = f"{path} does not exist, expected the folder that 'afterfit labels' wrote"
+        message = (
+            f"{path} does not exist, expected a folder that 'afterfit labels' wrote: pass its --out"
+        )
         raise FileNotFoundError(message)
-    scores = pd.read_csv(path, keep_default_na=False, na_values={"confidence": [""]})
-    missing = {"index", "id", "given", "suggested"} - set(scores)
-    if missing or sorted(scores["index"]) != list(range(len(scores))):
-        message = f"{path} is no table of 'afterfit labels', expected one row for each sample"
-        raise ValueError(message)
-    return scores
+    expected = "the table of a label run"
+    return _read(path, ("index", "id", "given", "suggested"), expected).set_index("index")
 
 
-def _read(path: Path) -> pd.DataFrame:
-    """Decisions with the columns index, decision and label as texts."""
+def _read(path: Path, columns: tuple[str, ...], expected: str) -> pd.DataFrame:
+    """A CSV as text, cell by cell as it stands."""
     if not path.is_file():
-        message = f"{path} does not exist, expected the decisions as CSV or JSON"
+        message = f"{path} does not exist, expected {expected}"
         raise FileNotFoundError(message)
     try:
-        if path.suffix == ".json":
-            table = pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
-        else:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except ValueError as error:  # also broken JSON, CSV and UTF-8
-        message = f"{path} cannot be read as decisions: {error}"
+        table = pd.read_csv(
+            path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
+        )
+    except pd.errors.EmptyDataError:
+        message = f"{path} is empty, expected {expected} with the columns {', '.join(columns)}"
         raise ValueError(message) from None
-    if "label" not in table:
-        table = table.assign(label="")
-    missing = [name for name in _COLUMNS if name not in table]
+    except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeDecodeError) as error:
+        message = f"{path} cannot be read as CSV ({error}), expected {expected}: save it again"
+        raise ValueError(message) from None
+    missing = [name for name in columns if name not in table.columns]
     if missing:
-        message = f"{path} has no column {_listed(missing)}, expected {_listed(_COLUMNS)}"
+        message = (
+            f"{path} has no column {', '.join(missing)}, expected {', '.join(columns)}: use "
+            f"{expected}"
+        )
+        raise ValueError(message)
+    if not len(table):
+        message = f"{path} has no rows, expected {expected} with one row or more"
         raise ValueError(message)
     return table
 
 
-def _class_names(run: Path) -> list[str]:
-    """Names of the classes, where the run knows them."""
-    path = run / "result.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return [str(name) for name in known.get("classes", [])]
+def _labels(folder: Path, scores: pd.DataFrame) -> set[str]:
+    """Labels that a sample may get, as they stand in the table."""
+    known = set(scores["given"]) | set(scores["suggested"])
+    result = folder / "result.json"
+    if result.is_file():
+        names = json.loads(result.read_text(encoding="utf-8")).get("classes", [])
+        known |= {str(place) for place in range(len(names))}
+    return known
 
 
-def _position(text: Any, num: int, where: str) -> int:
-    if not str(text).isdecimal() or int(text) >= num:
-        message = f"{where}: '{text}' is no position in the data, expected 0 to {num - 1}"
+def _check(decisions: pd.DataFrame, scores: pd.DataFrame, labels: set[str], path: Path) -> None:
+    unknown = ~decisions["position"].isin(scores.index)
+    if unknown.any():
+        seen = decisions["position"][unknown].iloc[0]
+        message = (
+            f"{path}: position {seen!r} is not in the run, expected 0 to {len(scores) - 1}: apply "
+            "decisions to the run they were made on"
+        )
         raise ValueError(message)
-    return int(text)
-
-
-def _label(text: str, scores: pd.DataFrame, names: list[str], where: str) -> Any:
-    """The label that a text stands for: a class by name or number, or a number."""
-    if pd.api.types.is_float_dtype(scores["given"]):
-        try:
-            return float(text)
-        except ValueError:
-            message = f"{where}: the label is '{text}', expected a number"
-            raise ValueError(message) from None
-    if not pd.api.types.is_integer_dtype(scores["given"]):
-        message = f"{where}: these labels are no classes and no numbers: keep or drop the sample"
+    twice = decisions["position"].duplicated()
+    if twice.any():
+        message = (
+            f"{path}: position {decisions['position'][twice].iloc[0]} stands there twice, expected "
+            "one decision a sample: remove one"
+        )
         raise ValueError(message)
-    if names.count(text) == 1:
-        return names.index(text)
-    known = int(scores[["given", "suggested"]].max().max()) + 1
-    classes = len(names) or known
-    if text.isdecimal() and int(text) < classes:
-        return int(text)
-    told = _listed(names[:10]) + (", ..." if len(names) > 10 else "") if names else ""
-    expected = f"one of {told}, or " if told else ""
-    message = f"{where}: '{text}' is no class, expected {expected}a number from 0 to {classes - 1}"
-    raise ValueError(message)
-
-
-def _listed(words: Any) -> str:
-    return ", ".join(words)
+    strange = ~decisions["decision"].isin(WHAT)
+    if strange.any():
+        first = decisions[strange].iloc[0]
+        message = (
+            f"{path}: decision {first['decision']!r} for position {first['position']}, expected "
+            "keep, relabel or drop"
+        )
+        raise ValueError(message)
+    wrong = (decisions["decision"] == "relabel") & ~decisions["label"].isin(labels)
+    if wrong.any():
+        first = decisions[wrong].iloc[0]
+        message = (
+            f"{path}: label {first['label']!r} for position {first['position']} is none of the "
+            "run's, expected a label as in scores.csv (of a class, its index)"
+        )
+        raise ValueError(message)

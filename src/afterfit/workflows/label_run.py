@@ -5,8 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,6 +17,8 @@ from afterfit.influence.unlearning import Unlearning
 from afterfit.problem.data import Batches
 from afterfit.problem.folder import alone_in_folder
 from afterfit.report import Page, label_page, sample_html
+from afterfit.workflows.label_review import PAGE as REVIEW
+from afterfit.workflows.label_review import look, write_review
 from afterfit.workflows.labels import Cutter, LabelAnalysis, analyze_labels
 from afterfit.workflows.run import Run, inputs, write_run
 from afterfit.workflows.trained import Trained
@@ -40,7 +40,10 @@ def run_labels(
     trace: TrainingTrace | None = None,
     title: str = "Label report",
 ) -> Run[LabelAnalysis]:
-    """Analyze, and write ``scores.csv``, figures, settings, losses and the page into the folder.
+    """Analyze, and write ``scores.csv``, figures, settings, losses and pages into the folder.
+
+    ``report.html`` tells, and ``review.html`` shows every flagged sample to be decided on; its
+    decisions go to :func:`apply_decisions`.
 
     Where the truth is known, the figures hold ``auc``, ``average_precision``, and ``precision`` and
     ``recall`` of the flagged samples. With the default method and with GEX, members are kept in the
@@ -58,11 +61,17 @@ def run_labels(
     )  # fmt: skip
     facts, measured = inputs(problem, train), _measured(analysis, trained.wrong)
     _write_losses(folder, analysis)
+    write_review(folder, title, f"{facts['network']}-{facts['data']}", trained, train, analysis)
     return write_run(
         folder,
         analysis,
         _page(title, trained, train, analysis, measured),
-        figures={**facts, "classes": list(trained.classes), **measured, **_figures(analysis)},
+        figures={
+            **facts,
+            **measured,
+            **_figures(analysis),
+            "classes": list(map(str, trained.classes)),
+        },
         settings={**_settings(chosen, analysis), "input": facts},
         tables={"scores": analysis.issues.reset_index()},
     )
@@ -149,7 +158,7 @@ def _page(
     table = analysis.issues
     flagged = 0 if analysis.cut is None else int(analysis.cut.is_issue.sum())
     shown = min(SHOWN, len(table), max(12, flagged))
-    samples = [sample_html(_look(trained, train, int(i))) for i in table.index[:shown]]
+    samples = [sample_html(look(trained, train, int(i))) for i in table.index[:shown]]
     truth = None if trained.wrong is None else trained.wrong.cpu().numpy().astype(bool)
     return label_page(
         title=title,
@@ -158,7 +167,7 @@ def _page(
         threshold=None if analysis.cut is None else analysis.cut.threshold,
         samples=samples,
         class_names=list(trained.classes),
-        facts=_facts(train, analysis, figures),
+        facts=[*_facts(train, analysis, figures), ("To decide on them", f"{REVIEW} beside this")],
         search=_search(analysis),
         truth=truth,
         warnings=analysis.cautions,
@@ -238,21 +247,3 @@ def _search(analysis: LabelAnalysis) -> dict[str, Any] | None:
 def told_share(share: Share) -> str:
     """The share of wrong labels and its interval, as a reader sees it."""
     return f"{share.value:.1%} (90 % interval {share.low:.1%} to {share.high:.1%})"
-
-
-def _look(trained: Trained, train: Batches, index: int) -> Any:
-    """What a reviewer sees of a sample."""
-    if trained.show is not None:
-        shown = trained.show(index)
-        return shown.cpu().numpy() if isinstance(shown, Tensor) else shown
-    inputs = train.fetch(torch.tensor([index])).inputs
-    if isinstance(inputs, Tensor):
-        return inputs[0].cpu().numpy()
-    if isinstance(inputs, dict):
-        return {name: _short(value[0]) for name, value in inputs.items()}
-    return repr(inputs)
-
-
-def _short(value: Any) -> Any:
-    array = np.asarray(value)
-    return array.item() if array.ndim == 0 else str(array.tolist())[:200]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,11 +34,11 @@ from afterfit import (
 from afterfit.evaluate import auc, average_precision, budget_cut, otsu_cut
 from afterfit.influence import CovarianceInfluence, LossCovariance
 from afterfit.influence.simple import loss_scores
-from afterfit.workflows import LabelAnalysis, Run, run_labels
+from afterfit.workflows import LabelAnalysis, Run, apply_decisions, run_labels
 from afterfit.workflows.label_run import MEASURED
 from tests.listening import heard_by
 
-FILES = {"scores.csv", "result.json", "run.toml", "report.html"}
+FILES = {"scores.csv", "result.json", "run.toml", "report.html", "review.html"}
 QUICK = GEX(members=4, steps=4, learning_rate=0.1)
 SEARCHING = replace(QUICK, learning_rate="auto", max_trials=3)
 WALKS = Unlearning(rates=(0.0125, 0.025, 0.05, 0.1), epochs=0.1)
@@ -433,3 +434,22 @@ def test_other_targets_than_classes_get_a_page_too(
     scores, result, *_ = read(run_labels(other, tmp_path, QUICK))
     assert len(scores) == 30
     assert "auc" in result
+
+
+def test_decisions_on_a_run_clean_its_data(tmp_path: Path):
+    given = trained(show=lambda index: f"<i>sample {index}</i>")
+    run = run_labels(given, tmp_path, loss_scores, partial(budget_cut, budget=2))
+    page = (tmp_path / "review.html").read_text()
+    (text,) = re.findall(r'id="data">(.*?)</script>', page)
+    data = strictly(text)
+    assert len(data["items"]) == 30
+    assert {item[0] for item in data["items"] if item[5]} == {0, 1}
+    assert data["classes"] == [["0", "cat"], ["1", "dog"]]
+    assert data["items"][0][7] == f"<i>sample {data['items'][0][0]}</i>"
+    decisions = tmp_path / "decisions.csv"
+    decisions.write_text("position,decision,label\n0,relabel,0\n1,drop,\n")
+    applied = apply_decisions(run.folder, decisions)
+    expected = given.batches().targets().tolist()
+    expected[0] = 0
+    assert applied.labels["label"].astype(int).tolist() == expected
+    assert applied.kept["position"].astype(int).tolist() == [0, *range(2, 30)]
