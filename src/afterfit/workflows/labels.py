@@ -166,7 +166,8 @@ def analyze_labels(
         Where to cut in place of the probabilities: :func:`~afterfit.evaluate.otsu_cut`,
         ``partial(budget_cut, budget=100)``.
     false_discovery_rate
-        Flag as many as possible while at most this share of the flagged is expected to be right.
+        Flag as many as possible while at most this share of the flagged is expected to be right,
+        a quarter of a label counted besides, so that a few samples alone cannot claim a rate.
         By default those are flagged that are more probably wrong than right.
     folder
         Where members are kept, so that a run that was killed goes on.

@@ -78,16 +78,16 @@ def test_its_error_tells_how_far_it_is_from_the_mean_over_all_halves():
     here = averaged(MLP.problem, train, dense_moves(MLP.problem, train, patterns))
     exact = here @ solved(MLP.problem, train, here)
 
-    found = HybridInfluence(PARENT, pairs=24, scale=1.0).fit(MLP.problem, train)
+    found = HybridInfluence(PARENT, pairs=64, scale=1.0).fit(MLP.problem, train)
     scores = found.cross_influence(train)
 
-    assert float(found.reliability(train).min()) > 0.7
+    assert float(found.reliability(train).min()) > 0.9
     trusted = found.reliability(train)[:, None]
     parent = found.parent_scores(train)
     expected = parent + trusted * (exact - parent)
     assert bool(((scores.value - expected).abs() < 5 * scores.stderr + 1e-12).all())
     few = HybridInfluence(PARENT, pairs=4, scale=1.0).fit(MLP.problem, train).cross_influence(train)
-    assert float(scores.stderr.norm()) < 0.8 * float(few.stderr.norm())
+    assert float(scores.stderr.norm()) < 0.6 * float(few.stderr.norm())
 
 
 def test_turning_every_draw_around_changes_nothing():
